@@ -1,0 +1,200 @@
+"""The `emoe` command's words and options. Thin: each command imports what it needs and hands over.
+
+Imports stay inside the commands, so that `emoe --help` answers at once and never needs torch or grpc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from emoe.cli.reporting import reported_errors
+
+app = typer.Typer(
+    name="emoe",
+    help="Serves mixture-of-experts language models whose experts do not all fit in device memory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+serve_app = typer.Typer(help="Start one service in this process.", no_args_is_help=True)
+app.add_typer(serve_app, name="serve")
+
+SERVE_HELP = {
+    "scheduler": "The front door: queues requests and hands each to the worker that suits its task best.",
+    "loader": "Owns the checkpoint's bytes and plans which experts each worker keeps.",
+    "predictor": "Learns which experts each task wants, and foretells the demand of a mix of tasks.",
+    "worker": "Runs the model with a part of its experts in memory.",
+}
+
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", help="Checkpoint folder as published. Default: the small model that ships.")
+]
+ExpertMemoryOption = Annotated[
+    str | None,
+    typer.Option(help="Memory for experts: a share of them all (25%) or a size (2GiB).", show_default="100%"),
+]
+StateDirOption = Annotated[
+    Path | None,
+    typer.Option(envvar="EMOE_STATE_DIR", help="Logs and what was learnt. Default: emoe in the XDG state folder."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _make_serve(service: str) -> Callable[[typer.Context], None]:
+    def command(context: typer.Context) -> None:
+        from emoe.cli.serve import serve
+
+        with reported_errors():
+            serve(service, context.args)
+
+    return command
+
+
+for _service, _help in SERVE_HELP.items():
+    serve_app.command(
+        _service,
+        help=_help,
+        add_help_option=False,  # the service's settings class makes the options, and --help with them
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_make_serve(_service))
+
+
+@app.command()
+def up(
+    model: ModelOption = None,
+    expert_memory: ExpertMemoryOption = None,
+    miss_policy: Annotated[
+        Literal["reroute", "load"] | None,
+        typer.Option(
+            help="A token's expert is absent: use resident ones, or wait for the bytes (exact).", show_default="reroute"
+        ),
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(help="Longest prompt and answer together, in tokens.", show_default="2048")
+    ] = None,
+    max_concurrency: Annotated[int | None, typer.Option(help="Requests that run at once.", show_default="8")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Which request runs next: fifo or edf.", show_default="fifo")
+    ] = None,
+    planner: Annotated[
+        str | None, typer.Option(help="Which experts stay: global or per-layer.", show_default="global")
+    ] = None,
+    listen: Annotated[str, typer.Option(help="Where the front door listens.")] = "127.0.0.1:50051",
+    ready_timeout: Annotated[float, typer.Option(min=1, help="Seconds until all must be ready.")] = 600.0,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start all four services on this machine and show what they do. Ctrl-C ends them."""
+    from emoe.cli.paths import default_state_dir, resolve_model
+    from emoe.cli.signals import run_until_signalled
+    from emoe.cli.system import SystemOptions
+    from emoe.cli.terminal import choose_display
+    from emoe.cli.up import up as run_up
+
+    with reported_errors(as_json=as_json):
+        options = SystemOptions(
+            model=resolve_model(model),
+            state_dir=state_dir or default_state_dir(),
+            listen=listen,
+            ready_seconds=ready_timeout,
+            loader=_given(planner=planner),
+            scheduler=_given(policy=policy),
+            worker=_given(
+                expert_memory=expert_memory,
+                miss_policy=miss_policy,
+                max_context=max_context,
+                max_concurrency=max_concurrency,
+                device=device,
+            ),
+        )
+        asyncio.run(run_until_signalled(run_up(options, choose_display(options.model.name, as_json=as_json))))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    task: Annotated[str, typer.Option(help="Its request class, such as summarization or code.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the best token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the tokens that hold this share, in (0, 1].")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many best tokens; 0 from all.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="The same seed, prompt and residents: the same answer.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--raw", help="With the model's chat template, or as it is.", show_default="what it has"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="EMOE_ADDRESS", help="host:port of a scheduler. Default: the emoe up that runs here."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the whole answer.")] = 300.0,
+    state_dir: StateDirOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stream an answer, then print its task, TTFT, tokens a second and hit rate."""
+    from emoe.cli.generate import find_scheduler
+    from emoe.cli.generate import generate as run_generate
+    from emoe.cli.generation_client import PromptForm, Question
+    from emoe.cli.paths import default_state_dir
+    from emoe.core.generation import Sampling
+
+    with reported_errors(as_json=as_json):
+        question = Question(
+            prompt=sys.stdin.read() if prompt == "-" else prompt,
+            task=task,
+            form={None: PromptForm.TEXT, True: PromptForm.CHAT, False: PromptForm.RAW}[chat],
+            sampling=Sampling(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                seed=seed,
+                stop=tuple(stop or ()),
+            ),
+        )
+        scheduler = find_scheduler(address, state_dir or default_state_dir())
+        asyncio.run(run_generate(scheduler, question, timeout_seconds=timeout, as_json=as_json))
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint folder. Default: the small model that ships.")
+    ] = None,
+    expert_memory: Annotated[
+        list[str] | None, typer.Option(help="A budget to count slots for; may be given again.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a model would need: expert bytes, base bytes, slots at a budget."""
+    from emoe.cli.footprint import print_footprint
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors(as_json=as_json):
+        print_footprint(resolve_model(model), tuple(expert_memory or ()), as_json=as_json)
+
+
+@app.command()
+def demo(
+    model: ModelOption = None,
+    expert_memory: ExpertMemoryOption = "25%",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one prompt of each task with a part of the experts in memory; fails unless all are answered."""
+    from emoe.cli.demo_run import run_demo
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors(as_json=as_json):
+        raise SystemExit(run_demo(resolve_model(model), _given(expert_memory=expert_memory), as_json=as_json))
+
+
+def _given(**options: object) -> dict[str, str]:
+    """Those that the user set: the others keep the service's own default."""
+    return {name.replace("_", "-"): str(value) for name, value in options.items() if value is not None}

@@ -1,0 +1,136 @@
+"""The four services as child processes of this one: which command starts each, in what order, with which addresses.
+
+`emoe up` and `emoe demo` stand on this. Settings that the caller leaves out are the services' own defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+from emoe.cli.child import ChildSpec
+from emoe.cli.clients import is_serving
+from emoe.cli.failures import CommandError
+from emoe.cli.runfile import locked_state_dir, remove_up_file, write_up_file
+from emoe.cli.supervisor import ChildEvent, Supervisor, SupervisorLimits
+
+PREDICTOR, LOADER, WORKER, SCHEDULER = "predictor", "loader", "worker", "scheduler"
+SERVICES = (PREDICTOR, LOADER, WORKER, SCHEDULER)
+# A child drains for 10 seconds unless told otherwise; then it has this long to end before it is killed.
+DRAIN_MARGIN_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SystemOptions:
+    """`loader`, `worker`, `scheduler`: further options of `emoe serve`, by name without the dashes."""
+
+    model: Path
+    state_dir: Path
+    listen: str = "127.0.0.1:50051"
+    ready_seconds: float = 300.0
+    drain_seconds: float = 10.0
+    loader: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    worker: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    scheduler: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+class LocalSystem:
+    """The running four."""
+
+    def __init__(self, options: SystemOptions, supervisor: Supervisor) -> None:
+        self._options = options
+        self._supervisor = supervisor
+
+    @property
+    def scheduler_address(self) -> str:
+        return self._supervisor.announcement(SCHEDULER).address
+
+    @property
+    def loader_address(self) -> str:
+        return self._supervisor.announcement(LOADER).address
+
+    async def wait_ready(self) -> None:
+        """Until all four can do their job; from then on `emoe generate` finds them."""
+        await self._supervisor.wait_ready()
+        write_up_file(
+            self._options.state_dir,
+            model=str(self._options.model),
+            scheduler=self.scheduler_address,
+            loader=self.loader_address,
+        )
+
+    async def watch(self) -> None:
+        await self._supervisor.watch()
+
+
+@contextlib.asynccontextmanager
+async def launched_system(
+    options: SystemOptions, *, on_event: Callable[[ChildEvent], None]
+) -> AsyncIterator[LocalSystem]:
+    """The four with their ports bound, not yet ready; they end with the block, whatever ends it."""
+    require_worker_extra()
+    limits = SupervisorLimits(
+        ready_seconds=options.ready_seconds, drain_seconds=options.drain_seconds + DRAIN_MARGIN_SECONDS
+    )
+    with locked_state_dir(options.state_dir):
+        prepare_state_dir(options.state_dir)
+        supervisor = Supervisor(probe=is_serving, limits=limits, on_event=on_event)
+        try:
+            await _launch(supervisor, options)
+            yield LocalSystem(options, supervisor)
+        finally:
+            remove_up_file(options.state_dir)
+            await supervisor.stop()
+
+
+async def _launch(supervisor: Supervisor, options: SystemOptions) -> None:
+    checkpoint = {"model": str(options.model), "cache-dir": str(options.state_dir / "cache")}
+    await supervisor.launch(_spec(PREDICTOR, options, {"state-dir": str(options.state_dir / "predictor")}))
+    predictor = supervisor.announcement(PREDICTOR).address
+    await supervisor.launch(_spec(LOADER, options, {**checkpoint, "predictor": predictor, **options.loader}))
+    loader = supervisor.announcement(LOADER).address
+    await supervisor.launch(
+        _spec(WORKER, options, {**checkpoint, "loader": loader, "predictor": predictor, **options.worker}),
+        _spec(SCHEDULER, options, {"loader": loader, **options.scheduler}, listen=options.listen),
+    )
+
+
+def _spec(
+    service: str, options: SystemOptions, settings: Mapping[str, str], *, listen: str = "127.0.0.1:0"
+) -> ChildSpec:
+    arguments = (f"--{name}={value}" for name, value in settings.items())
+    return ChildSpec(
+        name=service,
+        command=(
+            *(sys.executable, "-m", "emoe.cli.main", "serve", service),
+            f"--drain-seconds={options.drain_seconds:g}",
+            *arguments,
+        ),
+        log_path=log_path(options.state_dir, service),
+        announce_path=options.state_dir / "announce" / f"{service}.json",
+        listen=listen,
+    )
+
+
+def log_path(state_dir: Path, service: str) -> Path:
+    return state_dir / "logs" / f"{service}.log"
+
+
+def prepare_state_dir(state_dir: Path) -> None:
+    """Fresh logs; those of the run before stay beside them as `.1`."""
+    for folder in ("logs", "announce", "predictor", "cache"):
+        (state_dir / folder).mkdir(exist_ok=True)
+    for service in SERVICES:
+        log = log_path(state_dir, service)
+        if log.exists():
+            log.replace(log.with_suffix(".log.1"))
+
+
+def require_worker_extra() -> None:
+    """Told here, at once: the worker's own message would come after the others have started."""
+    if importlib.util.find_spec("torch") is None:
+        raise CommandError("the worker needs torch, which is not installed: pip install 'emoe[all]'")

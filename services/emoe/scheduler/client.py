@@ -1,0 +1,118 @@
+"""The scheduler's side of the workers' and the loader's contracts: messages in and out, nothing decided.
+
+An answer is read as the bytes that the worker sent: the relay passes them on without parsing them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+
+from emoe.runtime.channels import open_channel
+from emoe.runtime.telemetry import outgoing_metadata
+from emoe.v1 import loader_pb2, worker_pb2
+from emoe.v1.loader_pb2_grpc import LoaderServiceStub
+from emoe.v1.worker_pb2_grpc import WorkerServiceStub
+
+ByteStream = Any
+"""grpc.aio.UnaryStreamCall of bytes; the class is generic in its stubs only."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportedWorker:
+    """What admission needs of a WorkerState."""
+
+    worker_id: str
+    address: str
+    ready: bool
+    free_sequences: int
+    num_sequences: int
+    """Running and waiting inside the worker."""
+    max_tokens_per_sequence: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskLoad:
+    """What of one task runs and waits here."""
+
+    task: str
+    num_running: int
+    num_waiting: int
+    num_prompt_tokens: int
+    num_expected_tokens: int
+
+
+class WorkerClient:
+    """One worker's channel; connects at the first call."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._stub = WorkerServiceStub(self._channel)
+        self._generate: Any = self._channel.unary_stream(
+            "/emoe.v1.WorkerService/Generate", request_serializer=None, response_deserializer=None
+        )
+
+    def generate(self, request: bytes, *, timeout_seconds: float) -> ByteStream:
+        """A serialized GenerateRequest in, serialized GenerateResponses out; part of the caller's trace."""
+        return self._generate(request, timeout=timeout_seconds, metadata=outgoing_metadata())
+
+    async def get_state(self, *, timeout_seconds: float) -> ReportedWorker:
+        response = await self._stub.GetState(worker_pb2.GetStateRequest(), timeout=timeout_seconds)
+        return parse_worker(response.state)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+
+class LoaderClient:
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = LoaderServiceStub(channel)
+
+    async def watch_workers(self) -> AsyncIterator[tuple[ReportedWorker, ...]]:
+        """The whole list, now and after every change."""
+        call = self._stub.WatchWorkers(loader_pb2.WatchWorkersRequest())
+        try:
+            async for message in call:
+                yield tuple(parse_worker(state) for state in message.workers)
+        finally:
+            call.cancel()
+
+    async def report_tasks(self, reports: AsyncIterator[loader_pb2.ReportTasksRequest]) -> None:
+        """Until the loader ends the stream; `reports` is read no further then."""
+        call: Any = self._stub.ReportTasks()
+        writer = asyncio.create_task(_write_all(call, reports))
+        try:
+            await call
+        finally:
+            writer.cancel()
+            call.cancel()
+
+
+async def _write_all(call: Any, reports: AsyncIterator[loader_pb2.ReportTasksRequest]) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever awaits the call learns why
+        async for report in reports:
+            await call.write(report)
+
+
+def parse_worker(state: loader_pb2.WorkerState) -> ReportedWorker:
+    return ReportedWorker(
+        worker_id=state.worker_id,
+        address=state.address,
+        ready=state.ready,
+        free_sequences=state.free_sequences,
+        num_sequences=state.num_running + state.num_waiting,
+        max_tokens_per_sequence=state.max_tokens_per_sequence,
+    )
+
+
+def report_to_proto(scheduler_id: str, loads: Sequence[TaskLoad], *, num_prompts: int) -> loader_pb2.ReportTasksRequest:
+    return loader_pb2.ReportTasksRequest(
+        scheduler_id=scheduler_id,
+        loads=[loader_pb2.TaskLoad(**dataclasses.asdict(load)) for load in loads],
+        num_prompts=num_prompts,
+    )

@@ -1,0 +1,56 @@
+"""The background work of the front door: the loader's worker list, task loads to the loader, probes of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from emoe.runtime.reconnect import keep_connected
+from emoe.scheduler.client import LoaderClient, report_to_proto
+from emoe.scheduler.dispatch import Dispatcher
+from emoe.scheduler.workers import WorkerPool
+from emoe.v1 import loader_pb2
+
+REPORT_INTERVAL_SECONDS = 0.1
+
+
+async def follow_workers(loader: LoaderClient, pool: WorkerPool) -> None:
+    async def stream() -> None:
+        try:
+            async for workers in loader.watch_workers():
+                await pool.update(workers)
+        finally:
+            pool.lose_loader()
+
+    await keep_connected("the loader's worker list", stream)
+
+
+async def report_tasks(loader: LoaderClient, dispatcher: Dispatcher, scheduler_id: str) -> None:
+    """On change, at most every REPORT_INTERVAL_SECONDS; each new stream begins with a whole report."""
+
+    async def reports() -> AsyncIterator[loader_pb2.ReportTasksRequest]:
+        last = None
+        while True:
+            dispatcher.changed.clear()
+            report = report_to_proto(scheduler_id, dispatcher.loads(), num_prompts=dispatcher.num_prompts)
+            if report != last:
+                yield report
+            last = report
+            await asyncio.sleep(REPORT_INTERVAL_SECONDS)
+            await dispatcher.changed.wait()
+
+    async def stream() -> None:
+        await loader.report_tasks(reports())
+
+    await keep_connected("the loader's task reports", stream)
+
+
+async def probe_workers(pool: WorkerPool, *, interval_seconds: float, timeout_seconds: float) -> None:
+    """At once when a call broke, and every `interval_seconds`."""
+    while True:
+        pool.doubted.clear()
+        await pool.probe(timeout_seconds=timeout_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_seconds):
+                await pool.doubted.wait()

@@ -1,0 +1,67 @@
+"""The scheduler as a process: the front door, the pool of workers behind it, and what keeps both up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import uuid
+
+from emoe.core.admission import ADMISSION_POLICIES
+from emoe.runtime.channels import MAX_MESSAGE_BYTES, open_channel
+from emoe.runtime.lifecycle import ServiceHost, service_host
+from emoe.scheduler.client import LoaderClient
+from emoe.scheduler.dispatch import Dispatcher
+from emoe.scheduler.follow import follow_workers, probe_workers, report_tasks
+from emoe.scheduler.service import SERVICE, SchedulerServicer
+from emoe.scheduler.settings import SchedulerSettings
+from emoe.scheduler.workers import WorkerPool
+
+_DEADLINE_SLACK_SECONDS = 5.0
+
+
+async def serve(settings: SchedulerSettings) -> None:
+    """Until SIGTERM or SIGINT; then requests that wait or run get `drain_seconds`."""
+    async with (
+        open_channel(settings.loader) as channel,
+        contextlib.aclosing(WorkerPool()) as pool,
+        service_host(
+            settings,
+            name="scheduler",
+            # Above the limit on requests, so that a client who oversteps it reads which limit that is.
+            max_receive_bytes=max(MAX_MESSAGE_BYTES, 2 * settings.max_request_bytes),
+            max_call_seconds=settings.max_deadline_seconds + _DEADLINE_SLACK_SECONDS,
+        ) as host,
+    ):
+        dispatcher = Dispatcher(
+            policy=ADMISSION_POLICIES[settings.policy],
+            pool=pool,
+            max_requests=settings.max_queued_requests,
+            max_bytes=settings.max_queued_bytes,
+        )
+        servicer = SchedulerServicer(settings, dispatcher=dispatcher, pool=pool)
+        host.register(SERVICE, servicer.add_to)
+        await host.start()
+        _spawn_background(host, settings, LoaderClient(channel), dispatcher, pool)
+        await host.run()
+
+
+def _spawn_background(
+    host: ServiceHost, settings: SchedulerSettings, loader: LoaderClient, dispatcher: Dispatcher, pool: WorkerPool
+) -> None:
+    async def become_ready() -> None:
+        """Ready from the first ready worker on; without one later the queue still holds requests."""
+        await pool.found_ready.wait()
+        await host.set_ready(True)
+
+    scheduler_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    host.spawn("follow workers", follow_workers(loader, pool))
+    host.spawn("report tasks", report_tasks(loader, dispatcher, scheduler_id))
+    host.spawn(
+        "probe workers",
+        probe_workers(
+            pool,
+            interval_seconds=settings.probe_interval_seconds,
+            timeout_seconds=settings.probe_timeout_seconds,
+        ),
+    )
+    host.spawn("readiness", become_ready())

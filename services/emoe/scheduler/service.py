@@ -1,0 +1,159 @@
+"""The front door's RPCs: parse at the edge, wait for a place, relay one worker's answer.
+
+`Generate` takes and gives bytes, so that its answers pass unparsed; see `relay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+import uuid
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from opentelemetry import trace
+
+from emoe.core.errors import InvalidRequestError, NotReadyError
+from emoe.runtime.channels import remaining_seconds
+from emoe.runtime.messages import ParsedRequest, parse_request
+from emoe.scheduler.dispatch import Dispatcher, Ticket
+from emoe.scheduler.lengths import LengthEstimator
+from emoe.scheduler.relay import WorkerLostError, front_fields, relay
+from emoe.scheduler.settings import SchedulerSettings
+from emoe.scheduler.workers import Worker, WorkerPool
+from emoe.v1 import generation_pb2, scheduler_pb2
+
+SERVICE = "emoe.v1.SchedulerService"
+MAX_ATTEMPTS = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Intake:
+    """A request that was let in: parsed, and as the worker will get it."""
+
+    request: ParsedRequest
+    ticket: Ticket
+    payload: bytes
+    request_id: str
+    ends_seconds: float
+    """On the event loop's clock."""
+
+
+class SchedulerServicer:
+    def __init__(self, settings: SchedulerSettings, *, dispatcher: Dispatcher, pool: WorkerPool) -> None:
+        self._settings = settings
+        self._tasks = settings.tasks
+        self._dispatcher = dispatcher
+        self._pool = pool
+        self._lengths = LengthEstimator()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        handlers = {
+            "Generate": grpc.unary_stream_rpc_method_handler(self.generate),
+            "GetStatus": grpc.unary_unary_rpc_method_handler(
+                self.get_status,
+                request_deserializer=scheduler_pb2.GetSchedulerStatusRequest.FromString,
+                response_serializer=scheduler_pb2.GetSchedulerStatusResponse.SerializeToString,
+            ),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def generate(self, data: bytes, context: Any) -> None:
+        intake = self._take_in(data, context)
+        try:
+            async with asyncio.timeout_at(intake.ends_seconds) as limit:
+                await self._answer(intake, context)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            text = f"request {intake.request_id} was not answered in full before its deadline"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+        except grpc.aio.AioRpcError as error:
+            # The worker's verdict on the request itself: the client gets it as it is.
+            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+
+    async def get_status(self, _request: scheduler_pb2.GetSchedulerStatusRequest, _context: Any) -> Any:
+        return scheduler_pb2.GetSchedulerStatusResponse(
+            num_waiting=self._dispatcher.num_waiting,
+            num_running=self._dispatcher.num_running,
+            tasks=sorted(self._tasks),
+            num_workers=self._pool.num_usable,
+        )
+
+    def _take_in(self, data: bytes, context: Any) -> _Intake:
+        request, message = self._parse(data)
+        settings = self._settings
+        has_deadline = context.time_remaining() is not None
+        seconds = remaining_seconds(
+            context, settings.max_deadline_seconds if has_deadline else settings.default_deadline_seconds
+        )
+        message.request_id = request.request_id or uuid.uuid4().hex
+        message.task = request.task
+        ticket = Ticket(
+            task=request.task,
+            arrived_seconds=time.monotonic(),
+            ttft_seconds=request.slo.ttft_seconds,
+            size_bytes=len(data),
+            num_prompt_tokens=self._lengths.prompt_tokens(request),
+            num_expected_tokens=self._lengths.answer_tokens(request),
+            max_tokens=request.sampling.max_tokens,
+        )
+        return _Intake(
+            request=request,
+            ticket=ticket,
+            payload=message.SerializeToString(),
+            request_id=message.request_id,
+            ends_seconds=asyncio.get_running_loop().time() + seconds,
+        )
+
+    def _parse(self, data: bytes) -> tuple[ParsedRequest, generation_pb2.GenerateRequest]:
+        limit = self._settings.max_request_bytes
+        if len(data) > limit:
+            raise InvalidRequestError(f"the request has {len(data)} bytes; this scheduler takes at most {limit}")
+        try:
+            message = generation_pb2.GenerateRequest.FromString(data)
+        except DecodeError as error:
+            raise InvalidRequestError(
+                "the request is not an emoe.v1.GenerateRequest; check the client's protos"
+            ) from error
+        return parse_request(message, known_tasks=self._tasks), message
+
+    async def _answer(self, intake: _Intake, context: Any) -> None:
+        """On one worker, or on a second one if the first dies without a word."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            async with self._dispatcher.place(intake.ticket, again=attempt > 1) as worker:
+                try:
+                    await self._relay(intake, worker, context)
+                    return
+                except WorkerLostError as lost:
+                    self._pool.suspect(worker)
+                    if lost.num_messages:
+                        raise NotReadyError(
+                            f"{lost} after {lost.num_messages} messages; ask again from the start"
+                        ) from lost
+                    if attempt == MAX_ATTEMPTS or not self._pool.num_usable:
+                        raise NotReadyError(f"{lost} before the first token; ask again later") from lost
+
+    async def _relay(self, intake: _Intake, worker: Worker, context: Any) -> None:
+        loop = asyncio.get_running_loop()
+        queue_seconds = time.monotonic() - intake.ticket.arrived_seconds
+        trace.get_current_span().set_attributes(
+            {
+                "emoe.request_id": intake.request_id,
+                "emoe.task": intake.request.task,
+                "emoe.worker_id": worker.worker_id,
+                "emoe.queue_seconds": queue_seconds,
+            }
+        )
+        fields = front_fields(
+            request_id=intake.request_id,
+            task=intake.request.task,
+            worker_id=worker.worker_id,
+            queue_seconds=queue_seconds,
+        )
+        call = worker.client.generate(intake.payload, timeout_seconds=max(0.0, intake.ends_seconds - loop.time()))
+        usage = await relay(worker, call, context.write, front_fields=fields)
+        if usage is not None:
+            self._lengths.observe(intake.request, usage)

@@ -1,0 +1,74 @@
+"""One request's answer on the event loop: engine events in, pieces of text out.
+
+Pieces wait in a queue that a slow client may let grow to the answer's own length, no further; what waits together goes
+out together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from emoe.core.errors import GenerationError
+from emoe.core.generation import FinishReason, Piece, TokenLogprob, Usage
+from emoe.worker.sequence import Sequence, TokenEvent
+from emoe.worker.text import TextStream
+
+
+class Answer:
+    def __init__(self, sequence: Sequence, tokenizer: Any, eos_token_ids: frozenset[int]) -> None:
+        self.sequence = sequence
+        self.is_over = False
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._text = TextStream(tokenizer, sequence.sampling.stop)
+        self._arrived: list[TokenEvent] = []
+        self._something = asyncio.Event()
+
+    def take(self, event: TokenEvent) -> None:
+        """The engine's sink."""
+        self._arrived.append(event)
+        self._something.set()
+
+    async def next_piece(self) -> Piece:
+        """Everything that has arrived, as one piece; GenerationError if the engine gave the sequence up."""
+        await self._something.wait()
+        self._something.clear()
+        events, self._arrived = self._arrived, []
+        text, token_ids, logprobs = "", [], []
+        reason: FinishReason | None = None
+        for event in events:
+            if event.token_id is None:
+                raise GenerationError(f"request {self.sequence.sequence_id} failed: {event.error}")
+            token_ids.append(event.token_id)
+            if event.logprobs:
+                logprobs.append(tuple(self._named(*one) for one in event.logprobs))
+            ended = event.token_id in self._eos_token_ids
+            if not ended:
+                text += self._text.push(event.token_id)
+            if self._text.stopped:
+                reason = FinishReason.STOP
+                break
+            if event.finished:
+                reason = FinishReason.STOP if ended else FinishReason.LENGTH
+        if reason is not None:
+            text += self._text.finish()
+            self.is_over = True
+        return Piece(
+            text=text,
+            token_ids=tuple(token_ids),
+            logprobs=tuple(logprobs),
+            finish_reason=reason if not self._text.stopped else FinishReason.STOP,
+            usage=self._usage() if reason is not None else None,
+        )
+
+    def _named(self, token_id: int, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token_id=token_id, text=self._tokenizer.decode([token_id]), logprob=logprob)
+
+    def _usage(self) -> Usage:
+        return Usage(
+            num_prompt_tokens=self.sequence.num_prompt_tokens,
+            num_completion_tokens=self.sequence.num_completion_tokens,
+            num_expert_hits=self.sequence.num_expert_hits,
+            num_expert_choices=self.sequence.num_expert_choices,
+        )

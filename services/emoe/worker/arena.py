@@ -1,0 +1,87 @@
+"""The slot arena: one preallocated block of device memory, cut into expert-sized slots.
+
+A slot holds one expert's bytes exactly as the checkpoint publishes them; the model sees typed views into it. The
+arena knows neither which expert is where (`core.slots`) nor where bytes come from (`sources`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from emoe.core.errors import BudgetError
+
+if TYPE_CHECKING:
+    from emoe.store.layout import ExpertLayout, ExpertPart
+
+ALIGNMENT_BYTES = 64
+"""Slots start on cache lines, so that a kernel's arithmetic never depends on the slot."""
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def slot_stride_bytes(layout: ExpertLayout) -> int:
+    return math.ceil(layout.num_bytes / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+class SlotArena:
+    """S slots. `bytes_of(slot)` is what a transfer writes, `part(slot, name)` what the model reads."""
+
+    def __init__(self, layout: ExpertLayout, *, budget_bytes: int, max_slots: int, device: torch.device) -> None:
+        stride = slot_stride_bytes(layout)
+        self.num_slots = min((budget_bytes - ALIGNMENT_BYTES) // stride, max_slots)
+        if self.num_slots < 1:
+            raise BudgetError(f"{budget_bytes} bytes of expert memory hold no expert of {stride} bytes; raise the budget")
+        self.layout = layout
+        self.num_bytes = self.num_slots * stride + ALIGNMENT_BYTES
+        block = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
+        shift = -block.data_ptr() % ALIGNMENT_BYTES
+        self.slots_SB = block[shift : shift + self.num_slots * stride].view(self.num_slots, stride)
+        dtype = DTYPES[layout.parts[0].dtype]
+        self._views = {
+            part.name: torch.as_strided(
+                self.slots_SB.view(dtype),
+                (self.num_slots, *part.shape),
+                (stride // dtype.itemsize, *_contiguous_strides(part.shape)),
+                part.offset // dtype.itemsize,
+            )
+            for part in _with_merged_gate(layout)
+        }
+        self._rows = {name: view.unbind() for name, view in self._views.items()}
+
+    def bytes_of(self, slot: int) -> torch.Tensor:
+        return self.slots_SB[slot, : self.layout.num_bytes]
+
+    def part(self, slot: int, name: str) -> torch.Tensor:
+        return self._rows[name][slot]
+
+    def stacked(self, name: str) -> torch.Tensor:
+        """[S, ...]: all slots of one part, strided; for grouped products on a GPU."""
+        return self._views[name]
+
+    @functools.cached_property
+    def part_names(self) -> frozenset[str]:
+        return frozenset(self._views)
+
+
+def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _with_merged_gate(layout: ExpertLayout) -> list[ExpertPart]:
+    """Parts by name; `gate` [F, D] followed by `up` [F, D] is `gate_up` [2F, D] with no byte moved."""
+    parts = {part.name: part for part in layout.parts}
+    for suffix in ("", "_bias"):
+        gate, up = parts.pop(f"gate{suffix}", None), parts.pop(f"up{suffix}", None)
+        if gate is None or up is None:
+            continue
+        if gate.offset + gate.num_bytes != up.offset:
+            raise AssertionError(f"gate and up of an expert must lie end to end, got {gate} and {up}")
+        name = f"gate_up{suffix}"
+        shape = (gate.shape[0] + up.shape[0], *gate.shape[1:])
+        parts[name] = dataclasses.replace(gate, name=name, shape=shape, num_bytes=gate.num_bytes + up.num_bytes)
+    return list(parts.values())

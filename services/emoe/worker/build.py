@@ -1,0 +1,133 @@
+"""Puts an engine together: checkpoint, arena, residency, model, KV. One place says what depends on what."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from emoe.core.errors import BudgetError
+from emoe.core.eviction import EVICTION_POLICIES
+from emoe.core.experts import BoolGrid, ExpertGrid
+from emoe.core.planning import GlobalGreedyPlanner
+from emoe.store.footprint import parse_memory
+from emoe.store.store import ExpertStore
+from emoe.worker.arena import ALIGNMENT_BYTES, SlotArena, slot_stride_bytes
+from emoe.worker.engine import Engine
+from emoe.worker.experts import LayerExperts, ResidentMask, StepRouting, reroute_hook
+from emoe.worker.families import family_of
+from emoe.worker.kv import KvCache
+from emoe.worker.loading import experts_modules, load_model, router_modules
+from emoe.worker.residency import Residency
+from emoe.worker.sources import ExpertSource
+from emoe.worker.transfer import CudaTransfer, HostTransfer, Transfer
+
+MIN_STAGING_SLOTS = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """`expert_memory`: a share of all expert bytes ("25%") or a size ("2GiB"). `miss_policy`: "reroute" or "load"."""
+
+    expert_memory: str = "100%"
+    miss_policy: str = "reroute"
+    eviction: str = "lru"
+    max_context: int = 2048
+    max_concurrency: int = 8
+    step_tokens: int = 1024
+    io_threads: int = 4
+    device: torch.device = torch.device("cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineParts:
+    """What outlives one engine: a dead engine is rebuilt from these."""
+
+    model: Any
+    residency: Residency
+    mask: ResidentMask
+    routing: StepRouting
+    eos_token_ids: frozenset[int]
+    options: EngineOptions
+
+    def build_engine(self) -> Engine:
+        options = self.options
+        return Engine(
+            model=self.model,
+            residency=self.residency,
+            mask=self.mask,
+            routing=self.routing,
+            kv=KvCache(num_rows=options.max_concurrency, max_context=options.max_context),
+            device=options.device,
+            eos_token_ids=self.eos_token_ids,
+            step_tokens=options.step_tokens,
+        )
+
+
+def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> EngineParts:
+    """Loads the base model and sets the arena up; no expert is loaded yet."""
+    residency = build_residency(store, source, options)
+    model = load_model(store, options.device)
+    routing, mask = StepRouting(), ResidentMask(residency, options.device)
+    for layer, module in experts_modules(model).items():
+        module.emoe = LayerExperts(layer, residency=residency, routing=routing, mode=options.miss_policy)
+    if options.miss_policy == "reroute":
+        family = family_of(store.family)
+        for layer, router in router_modules(model, family).items():
+            router.register_forward_hook(reroute_hook(family, layer, mask, routing))
+    return EngineParts(model, residency, mask, routing, read_eos_token_ids(store), options)
+
+
+def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> Residency:
+    grid, reroute = store.grid, options.miss_policy == "reroute"
+    stride = slot_stride_bytes(store.layout)
+    total = grid.num_experts_total
+    budget = parse_memory(options.expert_memory, total_bytes=total * stride + ALIGNMENT_BYTES)
+    arena = SlotArena(store.layout, budget_bytes=budget, max_slots=total, device=options.device)
+    staging = 0
+    if reroute and arena.num_slots < total:
+        staging = max(MIN_STAGING_SLOTS, grid.rule.min_residents_per_group if grid.rule.num_groups > 1 else 0)
+    least = grid.rule.min_residents * len(grid.moe_layers) + staging if reroute else grid.rule.top_k
+    if arena.num_slots < least:
+        raise BudgetError(
+            f"expert memory of {budget} bytes holds {arena.num_slots} experts; this model needs at least {least} in "
+            f"{options.miss_policy} mode: raise it to {least * stride + ALIGNMENT_BYTES} bytes"
+        )
+    return Residency(
+        arena=arena,
+        grid=grid,
+        transfer=_build_transfer(source, store.layout.num_bytes, options),
+        eviction=EVICTION_POLICIES[options.eviction](grid.shape),
+        executor=concurrent.futures.ThreadPoolExecutor(options.io_threads, thread_name_prefix="expert-io"),
+        num_staging=staging,
+        keep_routable=reroute,
+    )
+
+
+def _build_transfer(source: ExpertSource, expert_bytes: int, options: EngineOptions) -> Transfer:
+    if options.device.type == "cuda":
+        return CudaTransfer(source, expert_bytes=expert_bytes, num_buffers=options.io_threads, device=options.device)
+    return HostTransfer(source)
+
+
+def bootstrap_plan(grid: ExpertGrid, num_slots: int) -> BoolGrid:
+    """The plan a worker starts from while nobody has told it anything: as many experts of each layer as fit."""
+    if num_slots >= grid.num_experts_total:
+        return grid.all_experts()
+    # The first experts of every layer alike: a demand that falls with the index.
+    falling = np.broadcast_to(-np.arange(grid.rule.num_experts, dtype=np.float64), grid.shape)
+    return GlobalGreedyPlanner().plan(falling, num_slots=num_slots, grid=grid)
+
+
+def read_eos_token_ids(store: ExpertStore) -> frozenset[int]:
+    """generation_config.json decides where there is one, config.json else; each gives one id, several or none."""
+    path = store.folder / "generation_config.json"
+    generation = json.loads(path.read_text()) if path.exists() else {}
+    ids = generation.get("eos_token_id", store.config.get("eos_token_id"))
+    if ids is None:
+        return frozenset()
+    return frozenset(ids) if isinstance(ids, list) else frozenset({ids})

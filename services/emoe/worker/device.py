@@ -1,0 +1,42 @@
+"""What this process may use: the device asked for, and as many threads as its cgroup gives it."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is a device. ValueError if the one asked for is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not here: torch sees no CUDA device; use cpu or auto")
+    return torch.device(name)
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The affinity mask, cut by the CPU quota of cgroup v2 or v1; at least one."""
+    allowed = len(os.sched_getaffinity(0))
+    quota = _quota_v2(cgroup / "cpu.max") or _quota_v1(cgroup / "cpu")
+    return max(1, min(allowed, math.ceil(quota))) if quota else allowed
+
+
+def _quota_v2(path: Path) -> float | None:
+    try:
+        quota, period = path.read_text().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    try:
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if quota <= 0 else quota / period

@@ -1,0 +1,242 @@
+"""Which experts are in the arena: applies plans between steps, and loads what exact mode misses within one.
+
+All bookkeeping happens on the engine's thread; loads run on a small thread pool and are committed by the engine.
+It does not know what a request is, nor who decides the plan.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+
+import numpy as np
+
+from emoe.core.errors import EmoeError, NotReadyError, PlanError
+from emoe.core.eviction import EvictionPolicy
+from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid, from_grid
+from emoe.core.slots import ABSENT, SlotTable
+from emoe.worker.arena import SlotArena
+from emoe.worker.transfer import Transfer
+
+log = logging.getLogger(__name__)
+
+LOAD_TIMEOUT_SECONDS = 120.0
+RETRY_SECONDS = 1.0
+
+_Load = concurrent.futures.Future[Callable[[], None]]
+
+
+@dataclasses.dataclass(kw_only=True)
+class LoadCounters:
+    num_experts_loaded: int = 0
+    num_bytes_loaded: int = 0
+    num_loads_failed: int = 0
+    stall_seconds: float = 0.0
+
+
+class Residency:
+    """`num_staging` slots are kept out of plans, so that newcomers land while those they replace still serve."""
+
+    def __init__(
+        self,
+        *,
+        arena: SlotArena,
+        grid: ExpertGrid,
+        transfer: Transfer,
+        eviction: EvictionPolicy,
+        executor: concurrent.futures.Executor,
+        num_staging: int,
+        keep_routable: bool,
+    ) -> None:
+        self.table = SlotTable(num_slots=arena.num_slots, shape=grid.shape)
+        self.arena = arena
+        self.grid = grid
+        self.counters = LoadCounters()
+        self.plan_slots = arena.num_slots - num_staging
+        self.version = 0
+        """Grows with every change of residency; device copies of the table are refreshed by it."""
+        self.applied_epoch = 0
+        self._keep_routable = keep_routable
+        self._transfer = transfer
+        self._eviction = eviction
+        self._executor = executor
+        self._loads: dict[ExpertId, _Load] = {}
+        self._wanted: BoolGrid = np.zeros(grid.shape, dtype=np.bool_)
+        self._epoch = 0
+        self._settled = True
+        self._retry_at = 0.0
+        self._pending: collections.deque[ExpertId] = collections.deque()
+        self.failed: set[ExpertId] = set()
+        """Experts of the last plan whose bytes can never be right; the plan is applied without them."""
+
+    # plans
+
+    def set_plan(self, wanted: BoolGrid, *, epoch: int, demand: FloatGrid | None = None) -> None:
+        """Takes a plan to be applied by `advance`. PlanError if it is too large or leaves a layer unroutable."""
+        self._check(wanted)
+        self._wanted, self._epoch, self._settled = wanted & self.grid.all_experts(), epoch, False
+        self.failed.clear()
+        weights = wanted.astype(np.float64) if demand is None else demand
+        self._eviction.set_demand(weights)
+        missing = from_grid(self._wanted & ~self.table.resident)
+        self._pending = collections.deque(sorted(missing, key=lambda e: (e.layer, -weights[e.layer, e.index])))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last plan is applied in full."""
+        return self._settled
+
+    def advance(self, *, now_seconds: float) -> None:
+        """Between two steps: commits what has arrived, evicts what is no longer wanted, starts further loads."""
+        if self._settled and not self._loads:
+            return
+        self._commit_done()
+        while self._pending and now_seconds >= self._retry_at:
+            expert = self._pending[0]
+            if expert not in self._loads and self.table.slot(expert) == ABSENT:
+                if not self.table.num_free and not self._evict_unwanted(expert.layer):
+                    if not self._loads:
+                        self._replace_layer(expert.layer)
+                    return
+                self._begin(expert)
+            self._pending.popleft()
+        if not self._pending and not self._loads:
+            self._settled = True
+            self.applied_epoch = self._epoch
+
+    def wait_until_settled(self, *, timeout_seconds: float) -> None:
+        """Start-up: applies the plan in full. NotReadyError when it takes longer."""
+        deadline = time.monotonic() + timeout_seconds
+        while not self._settled:
+            self.advance(now_seconds=time.monotonic())
+            concurrent.futures.wait(self._loads.values(), timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED)
+            if time.monotonic() > deadline:
+                raise NotReadyError(f"the first experts were not loaded within {timeout_seconds:.0f} s")
+
+    def _check(self, wanted: BoolGrid) -> None:
+        if wanted.shape != self.grid.shape:
+            raise PlanError(f"a plan of shape {wanted.shape} does not fit this model of {self.grid.shape}")
+        if wanted.sum() > self.plan_slots:
+            raise PlanError(f"a plan of {int(wanted.sum())} experts does not fit {self.plan_slots} slots")
+        if not self._keep_routable:
+            return
+        for layer in self.grid.moe_layers:
+            if not self.grid.rule.is_routable(wanted[layer]):
+                raise PlanError(f"a plan that keeps {int(wanted[layer].sum())} experts leaves layer {layer} unroutable")
+
+    def _evict_unwanted(self, first_layer: int) -> bool:
+        """Frees one slot of an expert that no plan wants, of the newcomer's own layer if there is one."""
+        unwanted = list(from_grid(self.table.resident & ~self._wanted))
+        for expert in sorted(unwanted, key=lambda e: (e.layer != first_layer, e)):
+            if not self._keep_routable or self._routable_without(expert):
+                self._evict(expert)
+                return True
+        return False
+
+    def _routable_without(self, expert: ExpertId) -> bool:
+        rest = self.table.resident[expert.layer].copy()
+        rest[expert.index] = False
+        return self.grid.rule.is_routable(rest)
+
+    def _replace_layer(self, layer: int) -> None:
+        """The way out when staging cannot hold a whole new routing group: swap one layer between two steps, waiting."""
+        for expert in list(from_grid(self.table.resident & ~self._wanted)):
+            if expert.layer == layer:
+                self._evict(expert)
+        for expert in from_grid(self._wanted & ~self.table.resident):
+            if expert.layer == layer and self.table.num_free:
+                self._begin(expert)
+        self._wait(list(self._loads))
+
+    # exact mode
+
+    def load_for(self, layer: int, needed: Collection[int]) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields (ready, failed) experts of one layer until all of `needed` were yielded.
+
+        What was yielded before may be evicted by the next turn: use it at once. Misses are read concurrently, as
+        many as there are slots; with fewer slots than needed experts, each is still read once.
+        """
+        needed_now = set(needed)
+        self._commit_done()
+        ready = [e for e in sorted(needed_now) if self.table.slot(ExpertId(layer, e)) != ABSENT]
+        waiting = needed_now.difference(ready)
+        self._eviction.touch(layer, needed)
+        self._start_missing(layer, waiting, pinned=set(ready))
+        if ready:
+            yield ready, []
+        while waiting:
+            self._start_missing(layer, waiting, pinned=set())
+            done, failed = self._wait([ExpertId(layer, e) for e in waiting if ExpertId(layer, e) in self._loads])
+            arrived = [e.index for e in done]
+            waiting.difference_update(arrived, (e.index for e in failed))
+            yield sorted(arrived), sorted(e.index for e in failed)
+
+    def _start_missing(self, layer: int, waiting: set[int], *, pinned: set[int]) -> None:
+        for index in sorted(waiting):
+            expert = ExpertId(layer, index)
+            if expert in self._loads:
+                continue
+            if not self.table.num_free:
+                keep = pinned | waiting
+                candidates = [e for e in self.table.residents() if not (e.layer == layer and e.index in keep)]
+                if not candidates:
+                    break
+                self._evict(self._eviction.pick(candidates))
+            self._begin(expert)
+        if waiting and not self._loads and not pinned:
+            raise AssertionError(f"no slot can be freed for layer {layer}: {self.table.num_slots} slots")
+
+    def _wait(self, experts: list[ExpertId]) -> tuple[list[ExpertId], list[ExpertId]]:
+        """Waits for the first of `experts` (of any load when none is under way) -> (arrived, failed)."""
+        began = time.monotonic()
+        futures = [self._loads[e] for e in experts] or list(self._loads.values())
+        done, _ = concurrent.futures.wait(futures, LOAD_TIMEOUT_SECONDS, concurrent.futures.FIRST_COMPLETED)
+        self.counters.stall_seconds += time.monotonic() - began
+        if not done:
+            raise NotReadyError(f"no expert arrived within {LOAD_TIMEOUT_SECONDS:.0f} s; is the source alive?")
+        arrived, failed = self._commit_done()
+        mine = set(experts)
+        return [e for e in arrived if e in mine], [e for e in failed if e in mine]
+
+    # loads
+
+    def _begin(self, expert: ExpertId) -> None:
+        slot = self.arena.bytes_of(self.table.begin_load(expert))
+        self._loads[expert] = self._executor.submit(self._transfer.load, expert, slot)
+
+    def _commit_done(self) -> tuple[list[ExpertId], list[ExpertId]]:
+        arrived, failed = [], []
+        for expert, load in [(e, f) for e, f in self._loads.items() if f.done()]:
+            del self._loads[expert]
+            try:
+                load.result()()
+            except (EmoeError, OSError) as error:
+                self._give_up(expert, error)
+                failed.append(expert)
+            else:
+                self.table.commit(expert)
+                self.counters.num_experts_loaded += 1
+                self.counters.num_bytes_loaded += self.arena.layout.num_bytes
+                self.version += 1
+                arrived.append(expert)
+        return arrived, failed
+
+    def _give_up(self, expert: ExpertId, error: Exception) -> None:
+        """A neighbour that is away is asked again a little later; bytes that can never be right are not."""
+        self.table.abort(expert)
+        self.counters.num_loads_failed += 1
+        if isinstance(error, NotReadyError):
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            if self._wanted[expert.layer, expert.index]:
+                self._pending.append(expert)
+        else:
+            self.failed.add(expert)
+        log.error("expert %d of layer %d was not loaded: %s", expert.index, expert.layer, error)
+
+    def _evict(self, expert: ExpertId) -> None:
+        self.table.evict(expert)
+        self.version += 1

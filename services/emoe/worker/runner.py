@@ -1,0 +1,152 @@
+"""Runs the engine on a thread of its own, and brings requests in and tokens out.
+
+The thread alone touches the engine; others leave commands, which it carries out between two steps. Events go to the
+event loop once a step. An engine that fails is rebuilt: its requests end with an error, and the runner is not ready
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from emoe.core.errors import NotReadyError
+from emoe.worker.build import EngineParts
+from emoe.worker.engine import Engine
+from emoe.worker.sequence import Sequence, TokenEvent
+
+log = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.25
+LOADING_SECONDS = 0.01
+MAX_REBUILDS = 5
+REBUILD_WINDOW_SECONDS = 300.0
+
+T = TypeVar("T")
+Sink = Callable[[TokenEvent], None]
+
+
+class EngineRunner:
+    """`on_ready(bool)` is called on the event loop whenever readiness changes."""
+
+    def __init__(self, parts: EngineParts, *, loop: asyncio.AbstractEventLoop, on_ready: Callable[[bool], None]) -> None:
+        self._parts = parts
+        self._engine: Engine = parts.build_engine()
+        self._loop = loop
+        self._on_ready = on_ready
+        self._commands: collections.deque[Callable[[Engine], None]] = collections.deque()
+        self._sinks: dict[str, Sink] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._rebuilds: list[float] = []
+        self.failure: BaseException | None = None
+        self.finished = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self, *, timeout_seconds: float = 10.0) -> None:
+        self._stopping = True
+        self._wake.set()
+        await asyncio.to_thread(self._thread.join, timeout_seconds)
+
+    def submit(self, sequence: Sequence, sink: Sink) -> None:
+        """On the event loop. `sink` gets every event of the sequence, on the event loop, the last one finished."""
+        self._sinks[sequence.sequence_id] = sink
+        self._command(lambda engine: engine.add(sequence))
+
+    def cancel(self, sequence_id: str) -> None:
+        """On the event loop. The sequence leaves before the next step; its sink hears no more."""
+        if self._sinks.pop(sequence_id, None) is not None:
+            self._command(lambda engine: engine.cancel(sequence_id))
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._sinks)
+
+    async def ask(self, question: Callable[[Engine], T], *, timeout_seconds: float = 30.0) -> T:
+        """Runs `question` between two steps. NotReadyError if the engine does not come round to it in time."""
+        answer: asyncio.Future[T] = self._loop.create_future()
+
+        def carry_out(engine: Engine) -> None:
+            try:
+                result = question(engine)
+            except Exception as error:  # noqa: BLE001 - handed to the one who asked
+                self._loop.call_soon_threadsafe(_settle, answer, None, error)
+            else:
+                self._loop.call_soon_threadsafe(_settle, answer, result, None)
+
+        self._command(carry_out)
+        try:
+            return await asyncio.wait_for(answer, timeout_seconds)
+        except TimeoutError:
+            raise NotReadyError(f"the engine did not answer within {timeout_seconds:.0f} s") from None
+
+    def _command(self, command: Callable[[Engine], None]) -> None:
+        self._commands.append(command)
+        self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+        except BaseException as error:  # noqa: BLE001 - the supervisor of the engine's thread
+            self.failure = error
+            log.exception("the engine's thread ends")
+        finally:
+            self._loop.call_soon_threadsafe(self.finished.set)
+
+    def _turn(self) -> None:
+        self._wake.clear()
+        while self._commands:
+            self._commands.popleft()(self._engine)
+        if not self._engine.has_work:
+            self._engine.residency.advance(now_seconds=time.monotonic())
+            self._wake.wait(IDLE_SECONDS if self._engine.residency.is_settled else LOADING_SECONDS)
+            return
+        try:
+            events = self._engine.step()
+        except Exception:
+            log.exception("a step failed; the engine is rebuilt")
+            self._rebuild()
+            return
+        if events:
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _deliver(self, events: list[TokenEvent]) -> None:
+        for event in events:
+            sequence_id = event.sequence.sequence_id
+            sink = self._sinks.pop(sequence_id, None) if event.finished else self._sinks.get(sequence_id)
+            if sink is not None:
+                sink(event)
+
+    def _rebuild(self) -> None:
+        now = time.monotonic()
+        self._rebuilds = [*(t for t in self._rebuilds if now - t < REBUILD_WINDOW_SECONDS), now]
+        if len(self._rebuilds) > MAX_REBUILDS:
+            raise RuntimeError(f"the engine failed {len(self._rebuilds)} times in {REBUILD_WINDOW_SECONDS:.0f} s")
+        self._loop.call_soon_threadsafe(self._on_ready, False)
+        ended = [
+            TokenEvent(sequence=sequence, finished=True, error="the engine failed in this step and was rebuilt; try again")
+            for sequence in self._engine.sequences
+        ]
+        counters, task_counts = self._engine.counters, self._engine.task_counts
+        self._engine = self._parts.build_engine()
+        self._engine.counters, self._engine.task_counts = counters, task_counts
+        self._loop.call_soon_threadsafe(self._deliver, ended)
+        self._loop.call_soon_threadsafe(self._on_ready, True)
+
+
+def _settle(future: asyncio.Future[T], result: T, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

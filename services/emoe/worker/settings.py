@@ -1,0 +1,55 @@
+"""Settings of a worker process (`emoe serve worker`, environment EMOE_WORKER_*)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from emoe.runtime.settings import ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="EMOE_WORKER_", extra="forbid", frozen=True)
+
+    model: Path
+    """Checkpoint folder as published: config, tokenizer and base tensors are read here."""
+    cache_dir: Path | None = None
+    """Where the checkpoint's index is kept if its own folder cannot be written."""
+    loader: str | None = None
+    """host:port of the loader: plans come from it. Without one the first plan stands."""
+    predictor: str | None = None
+    """host:port of the predictor: routing counts go to it."""
+    advertise: str | None = None
+    """host:port under which schedulers reach this worker; the listening address if not set."""
+    worker_id: str | None = None
+    """Name in lists, logs and traces; made from the address if not set."""
+    expert_source: Literal["local", "loader"] = "local"
+    """Read experts from the checkpoint's files, or pull them from the loader."""
+    expert_memory: str = "100%"
+    """Bytes for expert slots: a share of all expert bytes (25%) or a size (2GiB); staging slots are part of it."""
+    miss_policy: Literal["reroute", "load"] = "reroute"
+    """reroute: only resident experts are used. load: exact, a step waits for what it misses."""
+    eviction: Literal["lru", "demand"] = "lru"
+    """Load mode: whose slot is freed. Reroute mode follows plans alone and does not use it."""
+    max_context: int = Field(default=2048, ge=8)
+    """Longest prompt and answer together, in tokens; cut to what the model was made for."""
+    max_concurrency: int = Field(default=8, ge=1, le=1024)
+    """Sequences that run at once; with max_context it sizes the KV cache."""
+    max_waiting: int = Field(default=16, ge=0)
+    """Sequences that may wait inside the worker; more are refused with RESOURCE_EXHAUSTED."""
+    step_tokens: int = Field(default=1024, ge=1)
+    """Most tokens of one step; longer prompts are prefilled in chunks."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N or auto."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads for computing; what the cgroup allows if not set."""
+    io_threads: int = Field(default=4, ge=1, le=64)
+    """Experts that are read at once."""
+    max_request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    heartbeat_seconds: float = Field(default=0.5, gt=0)
+    report_seconds: float = Field(default=0.5, gt=0)
+    """How often routing counts go to the predictor."""
+    start_timeout_seconds: float = Field(default=600.0, gt=0)

@@ -1,0 +1,68 @@
+"""From tokens to text as they come: whole characters only, and never a part of a stop string.
+
+A tokenizer may need several tokens for one character, and joins words differently in context; so each sequence keeps
+a window of undecided tokens and gives out the part of its text that later tokens cannot change.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+MAX_UNDECIDED_TOKENS = 16
+"""A byte that never completes a character is given out as it is after this many tokens."""
+
+
+class Decodes(Protocol):
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str: ...
+
+
+class TextStream:
+    """One answer. `push` tokens, take the text that became final; `stopped` once a stop string appeared."""
+
+    def __init__(self, tokenizer: Decodes, stop: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._context: list[int] = []
+        self._undecided: list[int] = []
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token_id: int) -> str:
+        self._undecided.append(token_id)
+        before = self._decode(self._context)
+        after = self._decode(self._context + self._undecided)
+        if after.endswith(REPLACEMENT) and len(self._undecided) < MAX_UNDECIDED_TOKENS:
+            return ""
+        self._context, self._undecided = self._undecided, []
+        return self._release(after[len(before) :], final=False)
+
+    def finish(self) -> str:
+        """What was held back, at the end of the answer."""
+        rest = self._decode(self._context + self._undecided)[len(self._decode(self._context)) :] if self._undecided else ""
+        self._undecided = []
+        return self._release(rest, final=True)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True) if token_ids else ""
+
+    def _release(self, text: str, *, final: bool) -> str:
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [place for place in (self._held.find(stop) for stop in self._stop) if place >= 0]
+        if found:
+            self.stopped = True
+            out, self._held = self._held[: min(found)], ""
+            return out
+        keep = 0 if final else _longest_beginning(self._held, self._stop)
+        out, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return out
+
+
+def _longest_beginning(text: str, stop: tuple[str, ...]) -> int:
+    """How many last characters of `text` may be the beginning of a stop string."""
+    return max(
+        (n for s in stop for n in range(min(len(s) - 1, len(text)), 0, -1) if text.endswith(s[:n])),
+        default=0,
+    )

@@ -1,0 +1,66 @@
+"""The device seam of loading: brings one expert's bytes from a source into its slot.
+
+CPU: the source writes straight into the slot. CUDA: into pinned staging memory, then over a copy stream of its own;
+the compute stream waits for the copy's event before the first step that may use the slot.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from emoe.core.experts import ExpertId
+from emoe.worker.sources import ExpertSource
+
+
+class Transfer(Protocol):
+    num_staging_bytes: int
+
+    def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
+        """Fills `slot` (uint8) on the calling thread; what it returns is called by the engine before first use."""
+        ...
+
+
+class HostTransfer:
+    num_staging_bytes = 0
+
+    def __init__(self, source: ExpertSource) -> None:
+        self._source = source
+
+    def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
+        self._source.read_into(expert, memoryview(slot.numpy()))
+        return _nothing
+
+
+class CudaTransfer:
+    """`num_buffers` pinned buffers bound how many copies are under way."""
+
+    def __init__(
+        self, source: ExpertSource, *, expert_bytes: int, num_buffers: int, device: torch.device, timeout_seconds: float = 60.0
+    ) -> None:
+        self._source = source
+        self._timeout_seconds = timeout_seconds
+        self._stream = torch.cuda.Stream(device)
+        self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
+        for _ in range(num_buffers):
+            self._buffers.put(torch.empty(expert_bytes, dtype=torch.uint8, pin_memory=True))
+        self.num_staging_bytes = expert_bytes * num_buffers
+
+    def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
+        buffer = self._buffers.get(timeout=self._timeout_seconds)
+        try:
+            self._source.read_into(expert, memoryview(buffer.numpy()))
+            with torch.cuda.stream(self._stream):
+                slot.copy_(buffer, non_blocking=True)
+                copied = self._stream.record_event()
+            copied.synchronize()
+        finally:
+            self._buffers.put(buffer)
+        return lambda: torch.cuda.current_stream(slot.device).wait_event(copied)
+
+
+def _nothing() -> None:
+    """A host write is visible as soon as the future that carries it is done."""

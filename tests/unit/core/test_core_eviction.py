@@ -1,0 +1,77 @@
+"""Eviction picks among the candidates alone: the least recently used, or the least in demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emoe.core.eviction import EVICTION_POLICIES, DemandWeightedEviction, EvictionPolicy, LruEviction
+from emoe.core.experts import ExpertId
+
+SHAPE = (2, 4)
+EXPERTS = [ExpertId(layer, index) for layer in range(SHAPE[0]) for index in range(SHAPE[1])]
+each_policy = pytest.mark.parametrize("make", EVICTION_POLICIES.values(), ids=EVICTION_POLICIES.keys())
+USES = st.lists(st.tuples(st.integers(0, 1), st.sets(st.integers(0, 3))), max_size=20)
+
+
+@each_policy
+@given(uses=USES, demand=st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=8, max_size=8), data=st.data())
+def test_eviction_never_picks_outside_the_candidates(
+    make: Callable[[tuple[int, int]], EvictionPolicy],
+    uses: list[tuple[int, set[int]]],
+    demand: list[float],
+    data: st.DataObject,
+) -> None:
+    policy = make(SHAPE)
+    policy.set_demand(np.array(demand).reshape(SHAPE))
+    for layer, experts in uses:
+        policy.touch(layer, experts)
+    candidates = data.draw(st.sets(st.sampled_from(EXPERTS), min_size=1))
+    assert policy.pick(candidates) in candidates
+
+
+@given(order=st.permutations(EXPERTS))
+def test_lru_gives_up_experts_in_the_order_of_their_last_use(order: list[ExpertId]) -> None:
+    policy = LruEviction(SHAPE)
+    for expert in order:
+        policy.touch(expert.layer, [expert.index])
+    left, picked = set(EXPERTS), []
+    while left:
+        picked.append(policy.pick(left))
+        left.remove(picked[-1])
+    assert picked == order
+
+
+def test_lru_prefers_what_was_never_used_and_then_the_lower_id() -> None:
+    policy = LruEviction(SHAPE)
+    policy.touch(0, [0])
+    assert policy.pick(EXPERTS) == ExpertId(0, 1)
+
+
+def test_experts_of_one_step_are_equally_recent() -> None:
+    policy = LruEviction(SHAPE)
+    policy.touch(0, [3, 2])
+    assert policy.pick([ExpertId(0, 3), ExpertId(0, 2)]) == ExpertId(0, 2)
+
+
+@given(demand=st.lists(st.floats(0, 1e6), min_size=8, max_size=8), uses=USES)
+def test_demand_weighted_gives_up_the_least_demanded_whatever_its_use(
+    demand: list[float], uses: list[tuple[int, set[int]]]
+) -> None:
+    policy = DemandWeightedEviction(SHAPE)
+    grid = np.array(demand).reshape(SHAPE)
+    policy.set_demand(grid)
+    for layer, experts in uses:
+        policy.touch(layer, experts)
+    assert grid[policy.pick(EXPERTS)] == grid.min()
+
+
+def test_demand_weighted_breaks_ties_by_recency() -> None:
+    policy = DemandWeightedEviction(SHAPE)
+    policy.set_demand(np.array([[1.0, 1.0, 9.0, 9.0], [9.0] * 4]))
+    policy.touch(0, [0])
+    assert policy.pick(EXPERTS) == ExpertId(0, 1)
