@@ -33,12 +33,13 @@ class Example:
 
     ids: np.ndarray
     num_prompt: int
+    task: str
 
 
 def read_rows(data: Path, split: str, task: str) -> Iterator[Row]:
     path = data / split / f"{task}.jsonl.zst"
     with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-        for line in stream.read().decode().splitlines():
+        for line in stream.read().splitlines():
             row = json.loads(line)
             yield Row(task=task, subtask=row["subtask"], prompt=row["prompt"], response=row["response"])
 
@@ -47,8 +48,8 @@ def encode(tokenizer: Tokenizer, rows: list[Row]) -> list[Example]:
     prompts = tokenizer.encode_batch([f"{BOS}{row.prompt}{SEP}" for row in rows], add_special_tokens=False)
     answers = tokenizer.encode_batch([f"{row.response}{EOS}" for row in rows], add_special_tokens=False)
     return [
-        Example(ids=np.array(prompt.ids + answer.ids, dtype=np.int32), num_prompt=len(prompt.ids))
-        for prompt, answer in zip(prompts, answers, strict=True)
+        Example(ids=np.array(prompt.ids + answer.ids, dtype=np.int32), num_prompt=len(prompt.ids), task=row.task)
+        for row, prompt, answer in zip(rows, prompts, answers, strict=True)
     ]
 
 

@@ -28,6 +28,8 @@ class FlatBatch:
     loss_weights: torch.Tensor  # [T]; 0 where there is no next token
     groups: list[torch.Tensor]
     inverse: torch.Tensor  # [T]; where each flat position lies in the concatenated groups
+    lengths: list[int]  # of the examples, in their order
+    tasks: list[str]
 
 
 def flatten(
@@ -47,6 +49,8 @@ def flatten(
         loss_weights=torch.from_numpy(weights).to(device),
         groups=[torch.from_numpy(group).to(device) for group in groups],
         inverse=torch.from_numpy(inverse).to(device),
+        lengths=lengths,
+        tasks=[example.task for example in ordered],
     )
 
 

@@ -165,7 +165,8 @@ def _readme_section(evaluation: Evaluation) -> str:
     if evaluation.training:
         trained = (
             f" Trained on {evaluation.training['tokens'] / 1e6:.1f} M tokens in {evaluation.training['step']:,} steps "
-            f"({evaluation.training['seconds'] / 60:.0f} minutes)."
+            f"({evaluation.training['seconds'] / 60:.0f} minutes), lastly with "
+            f"`--absence {evaluation.training['recipe']['absence']}`."
         )
     return "\n\n".join([
         size + trained,

@@ -16,10 +16,12 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2MoeForCausalLM
 
+from absence import ExpertAbsence
 from architecture import build_config, build_model, load_tokenizer, train_tokenizer, wrap_tokenizer
 from corpus import TASKS, Example, encode, mixed_batches, read_rows
 from flat import FlatBatch, flatten
@@ -37,6 +39,7 @@ class Recipe:
     weight_decay: float = 0.05
     prompt_weight: float = 0.3
     balance_weight: float = 0.002
+    absence: float = 0.0  # the share of examples that are trained with most experts absent
     seed: int = 0
     autocast: bool = False  # bfloat16 for the products; pays on a GPU, not on two cores
 
@@ -119,6 +122,10 @@ def train(
     """Trains `model` in place until the recipe's tokens or minutes are used up; goes on from `state_path`."""
     optimizer, tap = build_optimizer(model, recipe), RouterTap(model)
     counters = _load_state(state_path, model, optimizer, device) if state_path.exists() else Counters()
+    absence = None
+    if recipe.absence:
+        rng = np.random.default_rng([recipe.seed, counters.step])
+        absence = ExpertAbsence(model, share=recipe.absence, rng=rng)
     began, saved, smooth = time.monotonic() - counters.seconds, time.monotonic(), 0.0
     for chosen in mixed_batches(examples, tokens_per_batch=recipe.tokens_per_batch, seed=recipe.seed + counters.step):
         counters = dataclasses.replace(counters, seconds=time.monotonic() - began)
@@ -127,6 +134,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step=counters.step, progress=counters.share(recipe))
         batch = flatten(chosen, prompt_weight=recipe.prompt_weight, device=device)
+        if absence:
+            absence.begin(batch)
         loss = _descend(model, optimizer, tap, batch, recipe)
         counters = dataclasses.replace(
             counters, step=counters.step + 1, tokens=counters.tokens + batch.input_ids.numel()
@@ -191,13 +200,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder of the tokenizer and the resumable state")
     parser.add_argument("--tokens", type=int, default=200_000_000)
     parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--absence", type=float, default=0.0, help="share of examples trained with few experts")
     parser.add_argument("--vocab-size", type=int, default=4096)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(tokens=options.tokens, minutes=options.minutes, autocast=options.device == "cuda")
+    recipe = Recipe(
+        tokens=options.tokens,
+        minutes=options.minutes,
+        absence=options.absence,
+        autocast=options.device == "cuda",
+    )
     device = torch.device(options.device)
     examples = load_examples(options.data, options.work, options.vocab_size)
     model = build_model(build_config(vocab_size=options.vocab_size), seed=recipe.seed)

@@ -15,8 +15,7 @@ from emoe.cli.supervisor import Supervisor, SupervisorLimits
 async def supervise(folder: Path, fault: str) -> None:
     supervisor = Supervisor(probe=accepts, limits=SupervisorLimits(drain_seconds=60))
     try:
-        await supervisor.launch(stub_spec(folder, "stub", f"--fault={fault}"))
-        await supervisor.wait_ready()
+        await supervisor.start(stub_spec(folder, "stub", f"--fault={fault}"))
         print(supervisor.children[0].pid, flush=True)
         await supervisor.watch()
     finally:

@@ -57,15 +57,14 @@ def num_ready(name: str) -> Callable[[list[ChildEvent]], int]:
 
 async def test_children_become_ready_on_addresses_of_their_own(tmp_path: Path) -> None:
     async with supervising() as (supervisor, events):
-        await supervisor.launch(stub_spec(tmp_path, "one"), stub_spec(tmp_path, "two"))
-        await supervisor.wait_ready()
+        await supervisor.start(stub_spec(tmp_path, "one"), stub_spec(tmp_path, "two"))
         assert supervisor.announcement("one").address != supervisor.announcement("two").address
         assert events.states("one") == events.states("two") == [ChildState.STARTING, ChildState.READY]
 
 
-async def test_children_end_in_reverse_order_of_launch(tmp_path: Path) -> None:
+async def test_children_end_in_reverse_order_of_their_start(tmp_path: Path) -> None:
     async with supervising() as (supervisor, events):
-        await supervisor.launch(stub_spec(tmp_path, "one"), stub_spec(tmp_path, "two"))
+        await supervisor.start(stub_spec(tmp_path, "one"), stub_spec(tmp_path, "two"))
     assert [event.name for event in events.seen if event.state is ChildState.STOPPED] == ["two", "one"]
     assert [await child.wait() for child in supervisor.children] == [0, 0]
 
@@ -73,26 +72,24 @@ async def test_children_end_in_reverse_order_of_launch(tmp_path: Path) -> None:
 async def test_a_child_that_dies_at_start_is_told_with_its_last_log_lines(tmp_path: Path) -> None:
     async with supervising() as (supervisor, _):
         with pytest.raises(SupervisionError, match=r"(?s)broken failed: it ended with exit status 1.*no such model"):
-            await supervisor.launch(stub_spec(tmp_path, "broken", "--fault=dies"))
+            await supervisor.start(stub_spec(tmp_path, "broken", "--fault=dies"))
 
 
 async def test_a_child_that_never_announces_itself_is_given_up(tmp_path: Path) -> None:
     async with supervising(announce_seconds=0.5) as (supervisor, _):
         with pytest.raises(SupervisionError, match=r"did not bind its ports within 0\.5 seconds"):
-            await supervisor.launch(stub_spec(tmp_path, "silent", "--fault=silent"))
+            await supervisor.start(stub_spec(tmp_path, "silent", "--fault=silent"))
 
 
 async def test_a_child_that_never_becomes_ready_is_given_up(tmp_path: Path) -> None:
     async with supervising(ready_seconds=0.3) as (supervisor, _):
-        await supervisor.launch(stub_spec(tmp_path, "unready", "--fault=unready"))
         with pytest.raises(SupervisionError, match=r"not ready within 0\.3 seconds"):
-            await supervisor.wait_ready()
+            await supervisor.start(stub_spec(tmp_path, "unready", "--fault=unready"))
 
 
 async def test_a_killed_child_comes_back_on_the_same_addresses(tmp_path: Path) -> None:
     async with supervising() as (supervisor, events):
-        await supervisor.launch(stub_spec(tmp_path, "one"), stub_spec(tmp_path, "two"))
-        await supervisor.wait_ready()
+        await supervisor.start(stub_spec(tmp_path, "one"), stub_spec(tmp_path, "two"))
         before, pid = supervisor.announcement("one"), supervisor.children[0].pid
         watching = asyncio.create_task(supervisor.watch())
         os.kill(pid, signal.SIGKILL)
@@ -107,8 +104,7 @@ async def test_a_killed_child_comes_back_on_the_same_addresses(tmp_path: Path) -
 async def test_a_child_that_keeps_dying_is_given_up_after_its_restarts(tmp_path: Path) -> None:
     poison = tmp_path / "poison"
     async with supervising(restarts=RestartLimit(max_restarts=2)) as (supervisor, events):
-        await supervisor.launch(stub_spec(tmp_path, "one", f"--dies-if={poison}"))
-        await supervisor.wait_ready()
+        await supervisor.start(stub_spec(tmp_path, "one", f"--dies-if={poison}"))
         poison.touch()
         os.kill(supervisor.children[0].pid, signal.SIGKILL)
         with pytest.raises(SupervisionError, match="2 restarts within 60 seconds are spent, giving up"):
@@ -119,7 +115,7 @@ async def test_a_child_that_keeps_dying_is_given_up_after_its_restarts(tmp_path:
 
 async def test_a_child_that_ignores_term_is_killed_when_its_drain_is_over(tmp_path: Path) -> None:
     async with supervising(drain_seconds=0.2) as (supervisor, _):
-        await supervisor.launch(stub_spec(tmp_path, "deaf", "--fault=ignores-term"))
+        await supervisor.start(stub_spec(tmp_path, "deaf", "--fault=ignores-term"))
     assert await supervisor.children[0].wait() == -signal.SIGKILL
 
 

@@ -99,9 +99,8 @@ async def test_an_unknown_model_has_uniform_demand_and_nothing_learnt() -> None:
 
 
 async def test_reports_count_while_their_stream_is_still_open() -> None:
-    async with predictor() as stub:
-        async with open_report_stream(stub):
-            pass
+    async with predictor() as stub, open_report_stream(stub):
+        pass
 
 
 BAD_GRIDS = {

@@ -8,20 +8,31 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import grpc.aio
 
 from emoe.cli.clients import LoaderWatch
-from emoe.cli.demo_prompts import DEMO_PROMPTS, DemoPrompt
 from emoe.cli.failures import CommandError
 from emoe.cli.generation_client import Answer, Question, ask
 from emoe.cli.supervisor import ChildEvent
-from emoe.cli.system import SystemOptions, launched_system
+from emoe.cli.system import SystemOptions, local_system
 from emoe.core.generation import Sampling
 from emoe.runtime.channels import open_channel
 
 ANSWER_SECONDS = 120.0
 RESIDENCY_SECONDS = 10.0
+
+
+class DemoPrompt(Protocol):
+    """What is asked; `demo_prompts` has one for each task."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def max_tokens(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +53,16 @@ class DemoRow:
 
 async def demo(
     options: SystemOptions,
+    prompts: Sequence[DemoPrompt],
     *,
     on_event: Callable[[ChildEvent], None],
     on_row: Callable[[DemoRow], None],
-    prompts: Sequence[DemoPrompt] = DEMO_PROMPTS,
 ) -> tuple[DemoRow, ...]:
     """A row for each prompt, in order; SupervisionError if the services do not come up."""
     rows: list[DemoRow] = []
-    async with launched_system(options, on_event=on_event) as system:
-        await system.wait_ready()
+    async with local_system(options, on_event=on_event) as system:
+        await system.start_planning()
+        await system.start_serving()
         watch = LoaderWatch(system.loader_address)
         following = asyncio.create_task(watch.follow())
         try:

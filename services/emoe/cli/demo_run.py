@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emoe.cli.demo import DemoRow, demo
+from emoe.cli.demo_prompts import DEMO_PROMPTS
 from emoe.cli.demo_table import describe_demo, print_demo
 from emoe.cli.display import PlainDisplay
 from emoe.cli.failures import CommandError
@@ -48,7 +49,7 @@ def _run(options: SystemOptions) -> tuple[DemoRow, ...]:
 
     async def work() -> None:
         nonlocal rows
-        rows = await demo(options, on_event=progress.on_child, on_row=_say_row)
+        rows = await demo(options, DEMO_PROMPTS, on_event=progress.on_child, on_row=_say_row)
 
     asyncio.run(run_until_signalled(work()))
     if rows is None:

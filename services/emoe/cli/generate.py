@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,39 @@ def find_scheduler(address: str | None, state_dir: Path) -> str:
 
 
 async def generate(address: str, question: Question, *, timeout_seconds: float, as_json: bool) -> None:
-    async with open_channel(address) as channel:
-        answer = await ask(
-            channel, question, timeout_seconds=timeout_seconds, on_text=_ignore if as_json else _print_now
-        )
     if as_json:
-        print(json.dumps(describe_answer(answer)))
-    else:
-        print(flush=True)
-        print(summarize_answer(answer), file=sys.stderr)
+        print(json.dumps(describe_answer(await _ask(address, question, timeout_seconds, on_text=_ignore))))
+        return
+    printer = StreamPrinter()
+    try:
+        answer = await _ask(address, question, timeout_seconds, on_text=printer.print)
+    finally:
+        printer.end()
+    print(summarize_answer(answer), file=sys.stderr)
+
+
+class StreamPrinter:
+    """Text on stdout as it comes; whatever follows begins on a line of its own."""
+
+    def __init__(self) -> None:
+        self._last = "\n"
+
+    def print(self, text: str) -> None:
+        print(text, end="", flush=True)
+        self._last = text[-1]
+
+    def end(self) -> None:
+        if self._last != "\n":
+            print(flush=True)
+
+
+async def _ask(address: str, question: Question, timeout_seconds: float, *, on_text: Callable[[str], None]) -> Answer:
+    async with open_channel(address) as channel:
+        return await ask(channel, question, timeout_seconds=timeout_seconds, on_text=on_text)
+
+
+def _ignore(_text: str) -> None:
+    """With --json the text comes with the rest, at the end."""
 
 
 def summarize_answer(answer: Answer) -> str:
@@ -68,11 +93,3 @@ def describe_answer(answer: Answer) -> dict[str, Any]:
         "request_id": answer.request_id,
         "worker_id": answer.worker_id,
     }
-
-
-def _print_now(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _ignore(_text: str) -> None:
-    """With --json the text comes with the rest, at the end."""

@@ -22,7 +22,6 @@ STATE_STYLES = {
     ChildState.RESTARTING: "red",
     ChildState.STOPPED: "dim",
 }
-BAR_WIDTH = 24
 REFRESHES_PER_SECOND = 4
 
 
@@ -66,8 +65,9 @@ class LiveDisplay:
         if self._system is None:
             return Text(f"starting, {time.monotonic() - self._started:.0f} s", style="dim")
         queue = self._view.queue if self._view else None
-        waiting = f"queue: {queue.num_running} running, {queue.num_waiting} waiting   " if queue else ""
-        return Text(f'{waiting}front door: {self._system.scheduler}   try: emoe generate "..."   Ctrl-C ends', "dim")
+        waiting = f"   queue: {queue.num_running} running, {queue.num_waiting} waiting" if queue else ""
+        hint = 'emoe generate "..." asks it, Ctrl-C ends it'
+        return Text(f"front door: {self._system.scheduler}{waiting}\n{hint}", "dim")
 
 
 def render_services(events: Iterable[ChildEvent]) -> Text:
@@ -79,11 +79,11 @@ def render_services(events: Iterable[ChildEvent]) -> Text:
 
 
 def render_workers(view: SystemView) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("worker", "resident experts", ""):
-        table.add_column(heading)
-    for heading in ("hit rate", "prefill tok/s", "decode tok/s", "running", "waiting", "loaded"):
-        table.add_column(heading, justify="right")
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("worker", no_wrap=True)
+    table.add_column("resident", ratio=1)
+    for heading in ("", "hits", "prefill/s", "decode/s", "run", "wait", "loads"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for worker in view.workers:
         table.add_row(*_worker_row(view, worker))
     return table
@@ -94,7 +94,7 @@ def _worker_row(view: SystemView, worker: WorkerView) -> list[RenderableType]:
     total = view.num_experts or worker.num_slots
     return [
         Text(worker.worker_id, style="" if worker.ready else "yellow"),
-        ProgressBar(total=max(total, 1), completed=worker.num_resident, width=BAR_WIDTH),
+        ProgressBar(total=max(total, 1), completed=worker.num_resident),
         f"{worker.num_resident}/{total}",
         format_ratio(rates.hit_rate),
         f"{rates.prefill_tokens_per_second:.0f}",

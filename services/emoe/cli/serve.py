@@ -71,4 +71,4 @@ def refuse_unknown_variables(settings_class: type[ServiceSettings], names: Itera
 def _complaints(error: ValidationError) -> Iterable[str]:
     for detail in error.errors():
         option = "--" + "-".join(str(part) for part in detail["loc"]).replace("_", "-")
-        yield f"{option}: {detail['msg'].lower() if detail['type'] == 'missing' else detail['msg']}"
+        yield f"{option}: {detail['msg'].removeprefix('Value error, ')}"

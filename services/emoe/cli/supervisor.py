@@ -54,7 +54,7 @@ Probe = Callable[[str], Awaitable[bool]]
 
 
 class Supervisor:
-    """Use: `launch` each child, `wait_ready`, then `watch` until cancelled, and `stop` whatever happened."""
+    """Use: `start` children in the order they need each other, `watch` until cancelled, `stop` whatever happened."""
 
     def __init__(
         self,
@@ -72,31 +72,27 @@ class Supervisor:
 
     @property
     def children(self) -> tuple[Child, ...]:
-        """In the order of launch."""
+        """In the order of their start."""
         return tuple(self._children.values())
 
-    async def launch(self, *specs: ChildSpec) -> None:
-        """Starts children side by side and returns once their ports are bound; they need not be ready."""
+    async def start(self, *specs: ChildSpec) -> None:
+        """Starts children side by side and returns once all are ready; SupervisionError for the first that fails."""
         children = [Child(spec) for spec in specs]
         self._children.update((child.name, child) for child in children)
         await _all_of(self._start(child) for child in children)
 
     def announcement(self, name: str) -> Announcement:
-        """The addresses of a launched child; they stay the same over its restarts."""
+        """The addresses of a child that has bound its ports; they stay the same over its restarts."""
         announcement = self._children[name].announcement
         assert announcement is not None, f"{name} has not announced itself"
         return announcement
-
-    async def wait_ready(self) -> None:
-        """Until every child is ready; SupervisionError for the first that fails."""
-        await _all_of(self._ready(child) for child in self.children)
 
     async def watch(self) -> None:
         """Brings back what dies. Returns never; SupervisionError when a child's restarts are spent."""
         await _all_of(self._keep(child) for child in self.children)
 
     async def stop(self) -> None:
-        """Ends the children, last launched first, so that each drains while those it needs still run.
+        """Ends the children, last started first, so that each drains while those it needs still run.
 
         Cancelled while it waits, it kills them all at once.
         """
@@ -116,8 +112,7 @@ class Supervisor:
 
     async def _start(self, child: Child) -> None:
         self._tell(child, ChildState.STARTING)
-        await child.spawn()
-        await self._announced(child)
+        await self._run(child)
 
     async def _keep(self, child: Child) -> None:
         budget = RestartBudget(self._limits.restarts)
@@ -138,14 +133,18 @@ class Supervisor:
         self._tell(child, ChildState.RESTARTING, reason)
         await asyncio.sleep(delay)
         child.num_restarts += 1
-        await child.spawn()
         try:
-            await self._announced(child)
-            await self._ready(child)
+            await self._run(child)
         except SupervisionError:
             await child.kill()
             return False
         return True
+
+    async def _run(self, child: Child) -> None:
+        """One process of a child, from spawn to readiness."""
+        await child.spawn()
+        await self._announced(child)
+        await self._ready(child)
 
     async def _announced(self, child: Child) -> None:
         seconds = self._limits.announce_seconds

@@ -39,7 +39,7 @@ class SystemOptions:
 
 
 class LocalSystem:
-    """The running four."""
+    """The four, started in two steps so that residency can be watched while the worker loads."""
 
     def __init__(self, options: SystemOptions, supervisor: Supervisor) -> None:
         self._options = options
@@ -53,9 +53,30 @@ class LocalSystem:
     def loader_address(self) -> str:
         return self._supervisor.announcement(LOADER).address
 
-    async def wait_ready(self) -> None:
-        """Until all four can do their job; from then on `emoe generate` finds them."""
-        await self._supervisor.wait_ready()
+    @property
+    def predictor_address(self) -> str:
+        return self._supervisor.announcement(PREDICTOR).address
+
+    async def start_planning(self) -> None:
+        """Predictor, then loader."""
+        learnt = self._options.state_dir / "predictor"
+        await self._supervisor.start(self._spec(PREDICTOR, {"state-dir": str(learnt)}))
+        settings = {"model": str(self._options.model), "predictor": self.predictor_address}
+        await self._supervisor.start(self._spec(LOADER, settings | dict(self._options.loader)))
+
+    async def start_serving(self) -> None:
+        """Worker and scheduler side by side. Once both are ready, `emoe generate` finds them."""
+        worker = {
+            "model": str(self._options.model),
+            "loader": self.loader_address,
+            "predictor": self.predictor_address,
+            "worker-id": "worker-0",
+        }
+        scheduler = {"loader": self.loader_address}
+        await self._supervisor.start(
+            self._spec(WORKER, worker | dict(self._options.worker)),
+            self._spec(SCHEDULER, scheduler | dict(self._options.scheduler), listen=self._options.listen),
+        )
         write_up_file(
             self._options.state_dir,
             model=str(self._options.model),
@@ -64,56 +85,41 @@ class LocalSystem:
         )
 
     async def watch(self) -> None:
+        """Brings back what dies, until cancelled."""
         await self._supervisor.watch()
+
+    def _spec(self, service: str, settings: Mapping[str, str], *, listen: str = "127.0.0.1:0") -> ChildSpec:
+        state_dir, drain_seconds = self._options.state_dir, self._options.drain_seconds
+        return ChildSpec(
+            name=service,
+            command=(
+                *(sys.executable, "-m", "emoe.cli.main", "serve", service),
+                f"--drain-seconds={drain_seconds:g}",
+                *(f"--{name}={value}" for name, value in settings.items()),
+            ),
+            log_path=log_path(state_dir, service),
+            announce_path=state_dir / "announce" / f"{service}.json",
+            listen=listen,
+        )
 
 
 @contextlib.asynccontextmanager
-async def launched_system(
-    options: SystemOptions, *, on_event: Callable[[ChildEvent], None]
-) -> AsyncIterator[LocalSystem]:
-    """The four with their ports bound, not yet ready; they end with the block, whatever ends it."""
+async def local_system(options: SystemOptions, *, on_event: Callable[[ChildEvent], None]) -> AsyncIterator[LocalSystem]:
+    """Nothing runs yet; what is started inside ends with the block, whatever ends it."""
     require_worker_extra()
     limits = SupervisorLimits(
-        ready_seconds=options.ready_seconds, drain_seconds=options.drain_seconds + DRAIN_MARGIN_SECONDS
+        announce_seconds=options.ready_seconds,
+        ready_seconds=options.ready_seconds,
+        drain_seconds=options.drain_seconds + DRAIN_MARGIN_SECONDS,
     )
     with locked_state_dir(options.state_dir):
         prepare_state_dir(options.state_dir)
         supervisor = Supervisor(probe=is_serving, limits=limits, on_event=on_event)
         try:
-            await _launch(supervisor, options)
             yield LocalSystem(options, supervisor)
         finally:
             remove_up_file(options.state_dir)
             await supervisor.stop()
-
-
-async def _launch(supervisor: Supervisor, options: SystemOptions) -> None:
-    checkpoint = {"model": str(options.model), "cache-dir": str(options.state_dir / "cache")}
-    await supervisor.launch(_spec(PREDICTOR, options, {"state-dir": str(options.state_dir / "predictor")}))
-    predictor = supervisor.announcement(PREDICTOR).address
-    await supervisor.launch(_spec(LOADER, options, {**checkpoint, "predictor": predictor, **options.loader}))
-    loader = supervisor.announcement(LOADER).address
-    await supervisor.launch(
-        _spec(WORKER, options, {**checkpoint, "loader": loader, "predictor": predictor, **options.worker}),
-        _spec(SCHEDULER, options, {"loader": loader, **options.scheduler}, listen=options.listen),
-    )
-
-
-def _spec(
-    service: str, options: SystemOptions, settings: Mapping[str, str], *, listen: str = "127.0.0.1:0"
-) -> ChildSpec:
-    arguments = (f"--{name}={value}" for name, value in settings.items())
-    return ChildSpec(
-        name=service,
-        command=(
-            *(sys.executable, "-m", "emoe.cli.main", "serve", service),
-            f"--drain-seconds={options.drain_seconds:g}",
-            *arguments,
-        ),
-        log_path=log_path(options.state_dir, service),
-        announce_path=options.state_dir / "announce" / f"{service}.json",
-        listen=listen,
-    )
 
 
 def log_path(state_dir: Path, service: str) -> Path:
@@ -122,7 +128,7 @@ def log_path(state_dir: Path, service: str) -> Path:
 
 def prepare_state_dir(state_dir: Path) -> None:
     """Fresh logs; those of the run before stay beside them as `.1`."""
-    for folder in ("logs", "announce", "predictor", "cache"):
+    for folder in ("logs", "announce", "predictor"):
         (state_dir / folder).mkdir(exist_ok=True)
     for service in SERVICES:
         log = log_path(state_dir, service)

@@ -26,7 +26,7 @@ class GlobalGreedyPlanner:
     """The most demanded experts of the whole model, after every layer's routable minimum."""
 
     def plan(self, demand: FloatGrid, *, num_slots: int, grid: ExpertGrid) -> BoolGrid:
-        _check_budget(num_slots, grid)
+        check_budget(num_slots, grid)
         wanted = np.zeros(grid.shape, dtype=np.bool_)
         for layer in grid.moe_layers:
             wanted[layer] = routable_minimum(demand[layer], grid.rule)
@@ -45,7 +45,7 @@ class PerLayerTopPlanner:
     """eMoE section 4.3: the same number of experts in each layer, the most demanded of that layer."""
 
     def plan(self, demand: FloatGrid, *, num_slots: int, grid: ExpertGrid) -> BoolGrid:
-        _check_budget(num_slots, grid)
+        check_budget(num_slots, grid)
         wanted = np.zeros(grid.shape, dtype=np.bool_)
         share, rest = divmod(num_slots, len(grid.moe_layers))
         for position, layer in enumerate(grid.moe_layers):
@@ -70,7 +70,8 @@ def routable_minimum(demand_E: npt.NDArray[np.float64], rule: RoutingRule) -> np
     return wanted.reshape(-1)
 
 
-def _check_budget(num_slots: int, grid: ExpertGrid) -> None:
+def check_budget(num_slots: int, grid: ExpertGrid) -> None:
+    """BudgetError when no plan of so many slots can be routable."""
     needed = grid.rule.min_residents * len(grid.moe_layers)
     if num_slots < needed:
         raise BudgetError(

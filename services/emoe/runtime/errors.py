@@ -23,6 +23,7 @@ STATUS_OF: dict[type[errors.EmoeError], grpc.StatusCode] = {
     errors.GenerationError: grpc.StatusCode.INTERNAL,
 }
 
+_RICH_DETAILS_KEY = "grpc-status-details-bin"
 Metadata = tuple[tuple[str, Any], ...]
 
 
@@ -39,15 +40,18 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, str, Metadata] | None:
 
 def retry_after_seconds(error: grpc.aio.AioRpcError) -> float | None:
     """What the server's google.rpc.RetryInfo asks for; None if it sent none."""
-    metadata: Any = error.trailing_metadata() or ()
-    for key, value in metadata:
-        if key != "grpc-status-details-bin":
-            continue
+    for _, value in rich_details(error):
         for detail in status_pb2.Status.FromString(value).details:
             info = error_details_pb2.RetryInfo()
             if detail.Unpack(info):
                 return float(info.retry_delay.ToTimedelta().total_seconds())
     return None
+
+
+def rich_details(error: grpc.aio.AioRpcError) -> Metadata:
+    """The google.rpc.Status that came with an error, as metadata to pass on."""
+    metadata: Any = error.trailing_metadata() or ()
+    return tuple((key, value) for key, value in metadata if key == _RICH_DETAILS_KEY)
 
 
 def _retry_details(message: str, seconds: float) -> Metadata:

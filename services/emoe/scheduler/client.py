@@ -71,7 +71,8 @@ class WorkerClient:
 
 class LoaderClient:
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self._stub = LoaderServiceStub(channel)
+        # The generated types know the call with an iterator only, not the one that is written to.
+        self._stub: Any = LoaderServiceStub(channel)
 
     async def watch_workers(self) -> AsyncIterator[tuple[ReportedWorker, ...]]:
         """The whole list, now and after every change."""
@@ -84,7 +85,7 @@ class LoaderClient:
 
     async def report_tasks(self, reports: AsyncIterator[loader_pb2.ReportTasksRequest]) -> None:
         """Until the loader ends the stream; `reports` is read no further then."""
-        call: Any = self._stub.ReportTasks()
+        call = self._stub.ReportTasks()
         writer = asyncio.create_task(_write_all(call, reports))
         try:
             await call

@@ -106,8 +106,7 @@ class Dispatcher:
     def admit(self) -> None:
         """Start every waiting request that the policy lets start now."""
         while self._queue and (workers := self._pool.capacities()):
-            limit = self._pool.max_tokens_per_sequence()
-            choice = self._policy.pick([_fitted(place.waiting, limit) for place in self._queue.values()], workers)
+            choice = self._policy.pick(self._eligible(), workers)
             if choice is None:
                 break
             self._start(self._unqueue(choice.request_id), self._pool.get(choice.worker_id))
@@ -131,6 +130,11 @@ class Dispatcher:
             )
             for task in sorted(prompt_tokens)
         )
+
+    def _eligible(self) -> list[Waiting]:
+        """A place whose client left stays in the queue until its task has run, but must not be picked."""
+        limit = self._pool.max_tokens_per_sequence()
+        return [_fitted(place.waiting, limit) for place in self._queue.values() if not place.admitted.done()]
 
     def _check_room(self, ticket: Ticket) -> None:
         """An empty queue always has room for one: it may start at once."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import uuid
+from collections.abc import AsyncIterator
 
 from emoe.core.admission import ADMISSION_POLICIES
 from emoe.runtime.channels import MAX_MESSAGE_BYTES, open_channel
 from emoe.runtime.lifecycle import ServiceHost, service_host
+from emoe.runtime.telemetry import Telemetry
 from emoe.scheduler.client import LoaderClient
 from emoe.scheduler.dispatch import Dispatcher
 from emoe.scheduler.follow import follow_workers, probe_workers, report_tasks
@@ -21,6 +23,15 @@ _DEADLINE_SLACK_SECONDS = 5.0
 
 async def serve(settings: SchedulerSettings) -> None:
     """Until SIGTERM or SIGINT; then requests that wait or run get `drain_seconds`."""
+    async with open_scheduler(settings) as host:
+        await host.run()
+
+
+@contextlib.asynccontextmanager
+async def open_scheduler(
+    settings: SchedulerSettings, *, telemetry: Telemetry | None = None
+) -> AsyncIterator[ServiceHost]:
+    """A scheduler that listens and follows its loader."""
     async with (
         open_channel(settings.loader) as channel,
         contextlib.aclosing(WorkerPool()) as pool,
@@ -30,6 +41,7 @@ async def serve(settings: SchedulerSettings) -> None:
             # Above the limit on requests, so that a client who oversteps it reads which limit that is.
             max_receive_bytes=max(MAX_MESSAGE_BYTES, 2 * settings.max_request_bytes),
             max_call_seconds=settings.max_deadline_seconds + _DEADLINE_SLACK_SECONDS,
+            telemetry=telemetry,
         ) as host,
     ):
         dispatcher = Dispatcher(
@@ -42,7 +54,7 @@ async def serve(settings: SchedulerSettings) -> None:
         host.register(SERVICE, servicer.add_to)
         await host.start()
         _spawn_background(host, settings, LoaderClient(channel), dispatcher, pool)
-        await host.run()
+        yield host
 
 
 def _spawn_background(

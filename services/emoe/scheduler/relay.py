@@ -25,7 +25,7 @@ class WorkerLostError(Exception):
     """The worker went away, or was given up, before its answer was whole."""
 
     def __init__(self, worker: Worker, reason: str, *, num_messages: int) -> None:
-        super().__init__(f"worker {worker.worker_id} is gone ({reason})")
+        super().__init__(f"worker {worker.worker_id} is unavailable ({reason})")
         self.num_messages = num_messages
 
 

@@ -17,6 +17,7 @@ from opentelemetry import trace
 
 from emoe.core.errors import InvalidRequestError, NotReadyError
 from emoe.runtime.channels import remaining_seconds
+from emoe.runtime.errors import rich_details
 from emoe.runtime.messages import ParsedRequest, parse_request
 from emoe.scheduler.dispatch import Dispatcher, Ticket
 from emoe.scheduler.lengths import LengthEstimator
@@ -72,7 +73,7 @@ class SchedulerServicer:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         except grpc.aio.AioRpcError as error:
             # The worker's verdict on the request itself: the client gets it as it is.
-            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            await context.abort(error.code(), error.details() or "", rich_details(error))
 
     async def get_status(self, _request: scheduler_pb2.GetSchedulerStatusRequest, _context: Any) -> Any:
         return scheduler_pb2.GetSchedulerStatusResponse(

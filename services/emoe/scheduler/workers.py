@@ -25,6 +25,7 @@ class Worker:
     """One worker process: its last report, and what was sent to it since."""
 
     def __init__(self, reported: ReportedWorker) -> None:
+        self.key = _key(reported)
         self.reported = reported
         self.client = WorkerClient(reported.address)
         self.listed = True
@@ -37,11 +38,6 @@ class Worker:
     @property
     def worker_id(self) -> str:
         return self.reported.worker_id
-
-    @property
-    def key(self) -> str:
-        """A worker that comes back elsewhere is another one: the calls to the first are not its."""
-        return _key(self.reported)
 
     @property
     def forgettable(self) -> bool:
@@ -73,22 +69,29 @@ class Worker:
     async def probe(self, *, timeout_seconds: float) -> None:
         """Ask whether it lives. After too many failures its calls are ended, rather than left to hang."""
         try:
-            self.observe(await self.client.get_state(timeout_seconds=timeout_seconds))
-            self.answers, self._num_failed_probes = True, 0
+            self._answered(await self.client.get_state(timeout_seconds=timeout_seconds))
         except asyncio.CancelledError:
             if this_task_is_cancelled():
                 raise
-            # The channel was closed: this worker is forgotten.
+        except grpc.aio.UsageError:
+            log.debug("worker %s was forgotten before it was asked", self.key)
         except grpc.aio.AioRpcError as error:
-            self.answers = False
-            self._num_failed_probes += 1
-            log.debug("worker %s does not answer: %s", self.worker_id, error.details())
-            if self._num_failed_probes >= MAX_FAILED_PROBES:
-                self.end_calls()
+            self._failed_probe(error.details() or error.code().name)
 
-    def end_calls(self) -> None:
-        for call in list(self.calls):
-            call.cancel()
+    def _answered(self, reported: ReportedWorker) -> None:
+        if reported.worker_id != self.worker_id:
+            self._failed_probe(f"{reported.worker_id} has its address now")
+            return
+        self.observe(reported)
+        self.answers, self._num_failed_probes = True, 0
+
+    def _failed_probe(self, reason: str) -> None:
+        self.answers = False
+        self._num_failed_probes += 1
+        log.debug("worker %s does not answer: %s", self.key, reason)
+        if self._num_failed_probes >= MAX_FAILED_PROBES:
+            for call in list(self.calls):
+                call.cancel()
 
 
 class WorkerPool:
@@ -170,4 +173,5 @@ class WorkerPool:
 
 
 def _key(reported: ReportedWorker) -> str:
+    """A worker that comes back elsewhere is another one: the calls to the first are not its."""
     return f"{reported.worker_id} at {reported.address}"

@@ -82,6 +82,8 @@ class WeightFiles:
             if not path.is_file():
                 raise CheckpointError(f"{path}: missing, though {named_by(name)}; fetch it into the folder")
             self._descriptors[name] = descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Read-ahead would go on past an expert's end, for bytes that nobody asked for.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
         stat = os.fstat(descriptor)
@@ -105,7 +107,7 @@ class WeightFiles:
                 )
             totals += ReadTotals(num_bytes_asked=sum(map(len, views)), num_reads=1)
             offset += done
-            views = _rest(views, done)
+            views = unfilled(views, done)
         return totals
 
     @contextlib.contextmanager
@@ -137,6 +139,15 @@ def device_bytes_read() -> int | None:
     return int(counts["read_bytes"]) if "read_bytes" in counts else None
 
 
+def unfilled(views: list[memoryview], done: int) -> list[memoryview]:
+    """What a read that filled `done` bytes left to fill."""
+    for position, view in enumerate(views):
+        if done < len(view):
+            return [view[done:], *views[position + 1 :]]
+        done -= len(view)
+    return []
+
+
 def _runs(extents: Sequence[Extent], buffer: memoryview) -> Iterator[list[tuple[Extent, memoryview]]]:
     placed: list[tuple[Extent, memoryview]] = []
     position = 0
@@ -152,15 +163,6 @@ def _runs(extents: Sequence[Extent], buffer: memoryview) -> Iterator[list[tuple[
         run.append((extent, view))
     if run:
         yield run
-
-
-def _rest(views: list[memoryview], done: int) -> list[memoryview]:
-    """What a read that filled `done` bytes left to fill."""
-    for position, view in enumerate(views):
-        if done < len(view):
-            return [view[done:], *views[position + 1 :]]
-        done -= len(view)
-    return []
 
 
 def _keys(run: list[tuple[Extent, memoryview]]) -> str:

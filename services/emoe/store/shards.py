@@ -55,9 +55,11 @@ def _parse_weight_map(raw: bytes) -> dict[str, str]:
     weight_map = parse_object(raw).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("weight_map is missing or empty")
+    seen: set[str] = set()
     for key, file in weight_map.items():
-        if not isinstance(file, str) or not _is_plain_name(file):
+        if not isinstance(file, str) or (file not in seen and not _is_plain_name(file)):
             raise ValueError(f"weight_map places {key} in {file!r}, which is no file of this folder")
+        seen.add(file)
     return weight_map
 
 

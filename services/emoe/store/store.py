@@ -84,8 +84,8 @@ class ExpertStore:
     def open(cls, folder: Path, *, cache_dir: Path | None = None) -> Self:
         """Reads config.json and headers, or the cached index; no weights.
 
-        What is ours to keep goes beside the checkpoint, or to `cache_dir` (by default `emoe` in the user's cache folder)
-        where that cannot be written.
+        What is ours to keep goes beside the checkpoint, or to `cache_dir` where that cannot be written; without one,
+        to `emoe` in the user's cache folder.
 
         UnsupportedModelError for a model that emoe cannot serve, CheckpointError for files that are not whole.
         """
@@ -168,9 +168,10 @@ class ExpertStore:
     def _extents_of(self, expert: ExpertId) -> tuple[Extent, ...]:
         extents = self._extents.get(expert)
         if extents is None:
+            layers = ", ".join(map(str, self.grid.moe_layers))
             raise InvalidRequestError(
                 f"layer {expert.layer}, expert {expert.index} is not in this model, which has "
-                f"{self.grid.rule.num_experts} experts in each of the layers {', '.join(map(str, self.grid.moe_layers))}"
+                f"{self.grid.rule.num_experts} experts in each of the layers {layers}"
             )
         return extents
 

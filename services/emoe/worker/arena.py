@@ -35,7 +35,9 @@ class SlotArena:
         stride = slot_stride_bytes(layout)
         self.num_slots = min((budget_bytes - ALIGNMENT_BYTES) // stride, max_slots)
         if self.num_slots < 1:
-            raise BudgetError(f"{budget_bytes} bytes of expert memory hold no expert of {stride} bytes; raise the budget")
+            raise BudgetError(
+                f"{budget_bytes} bytes of expert memory hold no expert of {stride} bytes; raise the budget"
+            )
         self.layout = layout
         self.num_bytes = self.num_slots * stride + ALIGNMENT_BYTES
         block = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)

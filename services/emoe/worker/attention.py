@@ -84,7 +84,9 @@ def _decode(
     for position, (row, past) in enumerate(zip(batch.decode_rows, batch.decode_past, strict=True)):
         first = 0 if window is None else max(0, past + 1 - window)
         seen = (slice(row, row + 1), slice(None), slice(first, past + 1))
-        outs.append(_softmax_attention(grouped[position : position + 1], keys[seen], values[seen], None, scaling, sinks))
+        outs.append(
+            _softmax_attention(grouped[position : position + 1], keys[seen], values[seen], None, scaling, sinks)
+        )
     return torch.cat(outs).flatten(1, 2)
 
 
@@ -110,8 +112,9 @@ def _prefill(
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=scaling, enable_gqa=True)
     groups = query.unflatten(1, (keys.shape[1], -1)).flatten(2, 3)  # [1, kv heads, queries a kv head * n, head_dim]
     repeats = query.shape[1] // keys.shape[1]
-    out = _softmax_attention(groups, keys, values, seen.repeat(repeats, 1), scaling, sinks)
-    return out.unflatten(2, (repeats, -1)).flatten(1, 2)
+    out: torch.Tensor = _softmax_attention(groups, keys, values, seen.repeat(repeats, 1), scaling, sinks)
+    ungrouped: torch.Tensor = out.unflatten(2, (repeats, -1)).flatten(1, 2)
+    return ungrouped
 
 
 def _softmax_attention(
@@ -131,7 +134,9 @@ def _softmax_attention(
     if seen is not None:
         logits = logits.masked_fill(~seen, float("-inf"))
     per_head = sinks.to(logits.dtype).view(1, keys.shape[1], -1, 1)
-    per_query = per_head.repeat_interleave(query.shape[2] // per_head.shape[2], dim=2).expand(query.shape[0], -1, -1, -1)
+    per_query = per_head.repeat_interleave(query.shape[2] // per_head.shape[2], dim=2).expand(
+        query.shape[0], -1, -1, -1
+    )
     weights = torch.cat([logits, per_query], dim=-1)
     weights = (weights - weights.amax(-1, keepdim=True)).softmax(-1)[..., :-1]
     return weights.to(values.dtype) @ values

@@ -16,6 +16,7 @@ from emoe.core.experts import BoolGrid, ExpertGrid
 from emoe.core.planning import GlobalGreedyPlanner
 from emoe.store.footprint import parse_memory
 from emoe.store.store import ExpertStore
+from emoe.worker import experts
 from emoe.worker.arena import ALIGNMENT_BYTES, SlotArena, slot_stride_bytes
 from emoe.worker.engine import Engine
 from emoe.worker.experts import LayerExperts, ResidentMask, StepRouting, reroute_hook
@@ -40,7 +41,7 @@ class EngineOptions:
     max_concurrency: int = 8
     step_tokens: int = 1024
     io_threads: int = 4
-    device: torch.device = torch.device("cpu")
+    device: str = "cpu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class EngineParts:
             mask=self.mask,
             routing=self.routing,
             kv=KvCache(num_rows=options.max_concurrency, max_context=options.max_context),
-            device=options.device,
+            device=torch.device(options.device),
             eos_token_ids=self.eos_token_ids,
             step_tokens=options.step_tokens,
         )
@@ -71,10 +72,11 @@ class EngineParts:
 def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> EngineParts:
     """Loads the base model and sets the arena up; no expert is loaded yet."""
     residency = build_residency(store, source, options)
-    model = load_model(store, options.device)
-    routing, mask = StepRouting(), ResidentMask(residency, options.device)
+    model = load_model(store, torch.device(options.device))
+    routing, mask = StepRouting(), ResidentMask(residency, torch.device(options.device))
     for layer, module in experts_modules(model).items():
-        module.emoe = LayerExperts(layer, residency=residency, routing=routing, mode=options.miss_policy)
+        link = LayerExperts(layer, residency=residency, routing=routing, mode=options.miss_policy)
+        setattr(module, experts.LINK, link)
     if options.miss_policy == "reroute":
         family = family_of(store.family)
         for layer, router in router_modules(model, family).items():
@@ -87,7 +89,7 @@ def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOpt
     stride = slot_stride_bytes(store.layout)
     total = grid.num_experts_total
     budget = parse_memory(options.expert_memory, total_bytes=total * stride + ALIGNMENT_BYTES)
-    arena = SlotArena(store.layout, budget_bytes=budget, max_slots=total, device=options.device)
+    arena = SlotArena(store.layout, budget_bytes=budget, max_slots=total, device=torch.device(options.device))
     staging = 0
     if reroute and arena.num_slots < total:
         staging = max(MIN_STAGING_SLOTS, grid.rule.min_residents_per_group if grid.rule.num_groups > 1 else 0)
@@ -109,8 +111,9 @@ def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOpt
 
 
 def _build_transfer(source: ExpertSource, expert_bytes: int, options: EngineOptions) -> Transfer:
-    if options.device.type == "cuda":
-        return CudaTransfer(source, expert_bytes=expert_bytes, num_buffers=options.io_threads, device=options.device)
+    if options.device.startswith("cuda"):
+        device = torch.device(options.device)
+        return CudaTransfer(source, expert_bytes=expert_bytes, num_buffers=options.io_threads, device=device)
     return HostTransfer(source)
 
 

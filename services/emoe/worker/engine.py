@@ -186,12 +186,16 @@ class Engine:
             self.counters.num_prompts += sequence.num_completion_tokens == 0
             sequence.token_ids.append(picked.token_id)
             finished = self._is_finished(sequence, picked.token_id, sequence.sampling)
-            events.append(TokenEvent(sequence=sequence, token_id=picked.token_id, logprobs=picked.logprobs, finished=finished))
+            events.append(
+                TokenEvent(sequence=sequence, token_id=picked.token_id, logprobs=picked.logprobs, finished=finished)
+            )
             if finished:
                 self._leave(sequence)
         for sequence in failed:
             self._leave(sequence)
-            events.append(TokenEvent(sequence=sequence, finished=True, error="an expert that it needs could not be loaded"))
+            events.append(
+                TokenEvent(sequence=sequence, finished=True, error="an expert that it needs could not be loaded")
+            )
         return events
 
     def _is_finished(self, sequence: Sequence, token_id: int, sampling: Sampling) -> bool:

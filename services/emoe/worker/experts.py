@@ -6,10 +6,12 @@ own row of a [T * K, D] buffer that is summed in the order of K, so the order in
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from emoe.core.experts import BoolGrid
@@ -18,6 +20,10 @@ from emoe.worker.families import Family
 from emoe.worker.residency import Residency
 
 NAME = "emoe"
+LINK = "emoe_layer"
+"""The attribute of an experts module that holds its LayerExperts."""
+
+WHOLE_ACTIVATION_ELEMENTS = 1 << 18
 
 
 class StepRouting:
@@ -82,50 +88,88 @@ def experts_forward(
     module: torch.nn.Module, hidden_TD: torch.Tensor, topk_ids_TK: torch.Tensor, topk_weights_TK: torch.Tensor
 ) -> torch.Tensor:
     """hidden [T, D], ids [T, K], weights [T, K] -> [T, D]."""
-    link: LayerExperts = module.emoe  # type: ignore[assignment]
-    num_topk = topk_ids_TK.shape[1]
-    out_RD = torch.empty(topk_ids_TK.numel(), hidden_TD.shape[1], dtype=hidden_TD.dtype, device=hidden_TD.device)
-    rows_of = _rows_by_expert(topk_ids_TK)
-    table, arena = link.residency.table.slot_of[link.layer], link.residency.arena
+    link: LayerExperts = getattr(module, LINK)
+    groups = TokenGroups(topk_ids_TK)
+    work = _Work(module, link.residency.arena, groups.gather(hidden_TD))
+    table = link.residency.table.slot_of[link.layer]
     if link.mode == "load":
-        resident = table >= 0
-        link.routing.record(link.layer, topk_ids_TK, resident[topk_ids_TK.cpu().numpy()].sum(axis=1))
-        turns = link.residency.load_for(link.layer, rows_of)
+        link.routing.record(link.layer, topk_ids_TK, (table >= 0)[topk_ids_TK.cpu().numpy()].sum(axis=1))
+        for ready, failed in link.residency.load_for(link.layer, groups.spans):
+            work.run([(int(table[expert]), *groups.spans[expert]) for expert in ready])
+            for expert in failed:
+                start, stop = groups.spans[expert]
+                work.out_RD[start:stop] = 0
+                link.routing.failed_tokens.update(groups.tokens(start, stop))
     else:
-        turns = iter([(list(rows_of), [])])
-    for ready, failed in turns:
-        for expert in ready:
-            rows = rows_of[expert]
-            out_RD[rows] = _expert(module, arena, int(table[expert]), hidden_TD[rows // num_topk])
-        for expert in failed:
-            out_RD[rows_of[expert]] = 0
-            link.routing.failed_tokens.update((rows_of[expert] // num_topk).tolist())
-    weighted_TKD = out_RD.view(*topk_ids_TK.shape, -1) * topk_weights_TK[..., None]
+        work.run([(int(table[expert]), *span) for expert, span in groups.spans.items()])
+    weighted_TKD = groups.scatter(work.out_RD) * topk_weights_TK[..., None]
     return weighted_TKD.sum(dim=1).to(hidden_TD.dtype)
 
 
-def _rows_by_expert(topk_ids_TK: torch.Tensor) -> dict[int, torch.Tensor]:
-    """expert -> its rows in the flattened [T * K] choices, ascending."""
-    sorted_ids, order = torch.sort(topk_ids_TK.reshape(-1), stable=True)
-    ids = sorted_ids.cpu().numpy()
-    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
-    return dict(zip(ids[starts].tolist(), order.tensor_split(starts[1:].tolist()), strict=True))
+class TokenGroups:
+    """The step's R = T * K choices sorted by expert: `spans` says which rows are whose, ascending by expert."""
+
+    def __init__(self, topk_ids_TK: torch.Tensor) -> None:
+        self._shape = topk_ids_TK.shape
+        sorted_ids, self._order = torch.sort(topk_ids_TK.reshape(-1), stable=True)
+        ids = sorted_ids.cpu().numpy()
+        edges = [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), len(ids)]
+        self.spans = {int(ids[start]): (start, stop) for start, stop in itertools.pairwise(edges)}
+
+    def gather(self, hidden_TD: torch.Tensor) -> torch.Tensor:
+        """[T, D] -> [R, D]"""
+        return hidden_TD.index_select(0, self._order // self._shape[1])
+
+    def scatter(self, out_RD: torch.Tensor) -> torch.Tensor:
+        """[R, D] -> [T, K, D], in the order of the router's choices."""
+        unsorted_RD = torch.empty_like(out_RD)
+        unsorted_RD[self._order] = out_RD
+        return unsorted_RD.view(*self._shape, -1)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        return (self._order[start:stop] // self._shape[1]).tolist()
 
 
-def _expert(module: torch.nn.Module, arena: SlotArena, slot: int, x_RD: torch.Tensor) -> torch.Tensor:
-    """One expert on its rows, as the family's experts class would compute it."""
-    up = "gate_up" if module.has_gate else "up"
-    hidden = _linear(module, arena, slot, up, x_RD)
-    hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)  # type: ignore[operator]
-    return _linear(module, arena, slot, "down", hidden)
+class _Work:
+    """Buffers of one layer's call. Rows are [R, ...], sorted by expert; `run` fills `out_RD` for some experts' rows.
 
+    Elementwise kernels may round a value differently by its place in a vector, so their shapes must not depend on
+    which experts are resident: small calls activate the whole buffer every time, large ones expert by expert.
+    """
 
-def _linear(module: torch.nn.Module, arena: SlotArena, slot: int, name: str, x: torch.Tensor) -> torch.Tensor:
-    weight = arena.part(slot, name)
-    bias = arena.part(slot, f"{name}_bias") if module.has_bias else None
-    if module.is_transposed:
-        return x @ weight if bias is None else torch.addmm(bias, x, weight)
-    return F.linear(x, weight, bias)
+    def __init__(self, module: Any, arena: SlotArena, x_RD: torch.Tensor) -> None:
+        self._module = module
+        self._arena = arena
+        self._x_RD = x_RD
+        self._up = "gate_up" if module.has_gate else "up"
+        width = arena.stacked(self._up).shape[2 if module.is_transposed else 1]
+        self._hidden_RF = x_RD.new_zeros(x_RD.shape[0], width)
+        self._activates_whole = self._hidden_RF.numel() <= WHOLE_ACTIVATION_ELEMENTS
+        self.out_RD = torch.empty_like(x_RD)
+
+    def run(self, experts: list[tuple[int, int, int]]) -> None:
+        """(slot, start, stop) of each expert."""
+        for slot, start, stop in experts:
+            self._linear(slot, self._up, self._x_RD[start:stop], self._hidden_RF[start:stop])
+        active_RF = self._activate(self._hidden_RF) if self._activates_whole and experts else None
+        for slot, start, stop in experts:
+            rows = self._activate(self._hidden_RF[start:stop]) if active_RF is None else active_RF[start:stop]
+            self._linear(slot, "down", rows, self.out_RD[start:stop])
+
+    def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
+        active: torch.Tensor = (
+            self._module._apply_gate(hidden) if self._module.has_gate else self._module.act_fn(hidden)
+        )
+        return active
+
+    def _linear(self, slot: int, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
+        weight = self._arena.part(slot, name)
+        if not self._module.is_transposed:
+            weight = weight.t()
+        if self._module.has_bias:
+            torch.addmm(self._arena.part(slot, f"{name}_bias"), x, weight, out=out)
+        else:
+            torch.mm(x, weight, out=out)
 
 
 def reroute_hook(family: Family, layer: int, mask: ResidentMask, routing: StepRouting):  # type: ignore[no-untyped-def]

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from emoe.core.errors import UnsupportedModelError
 
-Reroute = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Choice = tuple[torch.Tensor, torch.Tensor]
+Reroute = Callable[[Any, torch.Tensor, torch.Tensor], Choice]
 """(router, logits_TE, resident_E) -> (weights_TK, ids_TK)"""
 
 NEVER = float("-inf")
@@ -28,7 +30,7 @@ class Family:
     key_renames: tuple[tuple[str, str], ...] = ()
 
 
-def _softmax_then_topk(router: torch.nn.Module, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _softmax_then_topk(router: Any, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> Choice:
     """Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE: softmax over the residents, the K best, normalised if the family does."""
     probs_TE = logits_TE.float().masked_fill(~resident_E, NEVER).softmax(-1)
     weights_TK, ids_TK = probs_TE.topk(router.top_k, dim=-1)
@@ -37,19 +39,19 @@ def _softmax_then_topk(router: torch.nn.Module, logits_TE: torch.Tensor, residen
     return weights_TK.to(logits_TE.dtype), ids_TK
 
 
-def _mixtral(router: torch.nn.Module, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _mixtral(router: Any, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> Choice:
     """As above, but weights stay float32."""
     weights_TK, ids_TK = _softmax_then_topk(router, logits_TE.float(), resident_E)
     return weights_TK, ids_TK
 
 
-def _topk_then_softmax(router: torch.nn.Module, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def _topk_then_softmax(router: Any, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> Choice:
     """gpt-oss: the K best logits, softmax over these."""
     best_TK, ids_TK = logits_TE.masked_fill(~resident_E, NEVER).topk(router.top_k, dim=-1)
     return best_TK.softmax(-1, dtype=best_TK.dtype), ids_TK
 
 
-def _deepseek_v2(router: torch.nn.Module, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _deepseek_v2(router: Any, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> Choice:
     """Softmax over the residents; group-limited: the groups with the best expert first (arXiv 2405.04434, 2.2.2)."""
     scores_TE = logits_TE.masked_fill(~resident_E, NEVER).softmax(-1, dtype=torch.float32)
     choice_TE = scores_TE.masked_fill(~resident_E, NEVER)
@@ -60,7 +62,7 @@ def _deepseek_v2(router: torch.nn.Module, logits_TE: torch.Tensor, resident_E: t
     return scores_TE.gather(1, ids_TK) * router.routed_scaling_factor, ids_TK
 
 
-def _deepseek_v3(router: torch.nn.Module, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _deepseek_v3(router: Any, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> Choice:
     """Sigmoid scores, corrected by a bias for choice alone; groups by their two best (arXiv 2412.19437, 2.1.2)."""
     scores_TE = logits_TE.sigmoid()
     choice_TE = (scores_TE + router.e_score_correction_bias).masked_fill(~resident_E, NEVER)

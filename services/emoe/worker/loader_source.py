@@ -1,7 +1,7 @@
 """Expert bytes pulled from the loader over gRPC, for a worker that does not see the checkpoint's files.
 
-Called on the transfer's threads, so it speaks blocking gRPC. Every expert's xxh3 is checked; a neighbour that is away is
-asked again until the deadline.
+Called on the transfer's threads, so it speaks blocking gRPC. Every expert's xxh3 is checked; a neighbour that is away
+is asked again until the deadline.
 """
 
 from __future__ import annotations
@@ -58,4 +58,6 @@ class LoaderSource:
             if chunk.last:
                 checksum = chunk.xxh3
         if num_received != len(buffer) or checksum != xxh3_64(buffer):
-            raise CheckpointError(f"expert {expert} arrived damaged: {num_received} of {len(buffer)} bytes, checksum {checksum}")
+            raise CheckpointError(
+                f"expert {expert} arrived damaged: {num_received} of {len(buffer)} bytes, checksum {checksum}"
+            )

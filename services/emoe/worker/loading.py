@@ -16,6 +16,7 @@ from emoe.store.store import ExpertStore
 from emoe.worker import attention, experts
 from emoe.worker.arena import DTYPES
 from emoe.worker.families import Family, family_of
+from emoe.worker.transfer import bytes_view
 
 
 def load_model(store: ExpertStore, device: torch.device) -> transformers.PreTrainedModel:
@@ -26,14 +27,15 @@ def load_model(store: ExpertStore, device: torch.device) -> transformers.PreTrai
     config._experts_implementation = experts.NAME
     config.dtype = DTYPES[store.dtype]
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype)
+        model: transformers.PreTrainedModel = transformers.AutoModelForCausalLM.from_config(config, dtype=config.dtype)
     for module in experts_modules(model).values():
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
             delattr(module, name)
     _load_base(model, store, family, device)
     _rebuild_buffers(model, device)
     model.requires_grad_(requires_grad=False)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def experts_modules(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
@@ -43,7 +45,9 @@ def experts_modules(model: torch.nn.Module) -> dict[int, torch.nn.Module]:
         if hasattr(module, "is_transposed") and hasattr(module, "has_gate"):
             found[_layer_in(name)] = module
     if not found:
-        raise UnsupportedModelError(f"{type(model).__name__} has no experts that transformers dispatches by its registry")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no experts that transformers dispatches by its registry"
+        )
     return found
 
 
@@ -59,10 +63,10 @@ def _layer_in(module_name: str) -> int:
     return int(next(piece for piece in module_name.split(".") if piece.isdigit()))
 
 
-def _load_base(model: torch.nn.Module, store: ExpertStore, family: Family, device: torch.device) -> None:
+def _load_base(model: Any, store: ExpertStore, family: Family, device: torch.device) -> None:
     state: dict[str, torch.Tensor] = {}
     expected = model.state_dict()
-    kept = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))  # type: ignore[attr-defined]
+    kept: tuple[str, ...] = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
     for key, entry in store.base_tensors.items():
         name = key
         for published, own in family.key_renames:
@@ -70,22 +74,25 @@ def _load_base(model: torch.nn.Module, store: ExpertStore, family: Family, devic
         if name not in expected:
             continue
         tensor = torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype, torch.float32))
-        store.read_tensor_into(key, memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        store.read_tensor_into(key, bytes_view(tensor))
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{entry.file}: {key} has shape {tuple(tensor.shape)}, the model's configuration says {tuple(expected[name].shape)}"
+                f"{entry.file}: {key} has shape {tuple(tensor.shape)}, the model's configuration says "
+                f"{tuple(expected[name].shape)}"
             )
         dtype = torch.float32 if any(part in name for part in kept) else expected[name].dtype
         state[name] = tensor.to(device=device, dtype=dtype)
     missing = model.load_state_dict(state, strict=False, assign=True).missing_keys
-    model.tie_weights()  # type: ignore[operator]
+    model.tie_weights()
     absent = [name for name in missing if model.state_dict()[name].is_meta]
     if absent:
-        raise CheckpointError(f"{store.folder} lacks {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else ""))
+        raise CheckpointError(
+            f"{store.folder} lacks {absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
+        )
 
 
 def _rebuild_buffers(model: torch.nn.Module, device: torch.device) -> None:
-    """Buffers that no checkpoint keeps (rotary frequencies) exist only where their module computed them: make it anew."""
+    """Buffers that no checkpoint keeps (rotary frequencies): their module is made anew, and computes them."""
     for name, module in list(model.named_modules()):
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             parent, _, child = name.rpartition(".")

@@ -23,15 +23,19 @@ from emoe.worker.runner import EngineRunner
 from emoe.worker.service import WorkerService
 from emoe.worker.settings import WorkerSettings
 from emoe.worker.sources import ExpertSource, LocalSource
-from emoe.worker.state import WorkerIdentity, read_engine, state_to_proto
+from emoe.worker.state import WorkerIdentity
 
 log = logging.getLogger(__name__)
 
 SERVICE = "emoe.v1.WorkerService"
+MAX_CALL_SECONDS = 3600.0
+"""No shorter than the longest deadline that a scheduler passes on."""
 
 
 async def serve(settings: WorkerSettings) -> None:
-    async with service_host(settings, name="worker", max_receive_bytes=settings.max_request_bytes) as host:
+    async with service_host(
+        settings, name="worker", max_receive_bytes=settings.max_request_bytes, max_call_seconds=MAX_CALL_SECONDS
+    ) as host:
         store = await asyncio.to_thread(ExpertStore.open, settings.model, cache_dir=settings.cache_dir)
         source = _open_source(settings, store)
         try:
@@ -60,7 +64,7 @@ def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) ->
         max_concurrency=settings.max_concurrency,
         step_tokens=settings.step_tokens,
         io_threads=settings.io_threads,
-        device=pick_device(settings.device),
+        device=str(pick_device(settings.device)),
     )
     parts = build_parts(store, source, options)
     residency = parts.residency
@@ -128,7 +132,12 @@ async def _serve_model(settings: WorkerSettings, host: ServiceHost, store: Exper
 
 
 def _spawn_neighbours(
-    settings: WorkerSettings, host: ServiceHost, store: ExpertStore, runner: EngineRunner, service: WorkerService, model: ModelId
+    settings: WorkerSettings,
+    host: ServiceHost,
+    store: ExpertStore,
+    runner: EngineRunner,
+    service: WorkerService,
+    model: ModelId,
 ) -> None:
     if settings.loader is not None:
         subscription = PlanSubscription(

@@ -83,4 +83,4 @@ class PlanSubscription:
                 lambda engine: engine.residency.set_plan(wanted, epoch=response.epoch, demand=demand)
             )
         except EmoeError as error:
-            log.error("plan %d refused: %s", response.epoch, error)
+            log.warning("plan %d refused: %s", response.epoch, error)

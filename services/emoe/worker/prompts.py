@@ -58,6 +58,6 @@ class PromptEncoder:
     def _check_length(self, num_tokens: int, sampling: Sampling) -> None:
         if num_tokens + sampling.max_tokens > self._max_context:
             raise InvalidRequestError(
-                f"the prompt has {num_tokens} tokens and sampling.max_tokens asks for {sampling.max_tokens}; together they "
-                f"must fit the context of {self._max_context}"
+                f"the prompt has {num_tokens} tokens and sampling.max_tokens asks for {sampling.max_tokens}; "
+                f"together they must fit the context of {self._max_context}"
             )

@@ -26,7 +26,14 @@ MAX_COUNT = 2**32 - 1
 
 class RoutingReporter:
     def __init__(
-        self, *, predictor: str, model: ModelId, grid: ExpertGrid, runner: EngineRunner, worker_id: str, report_seconds: float
+        self,
+        *,
+        predictor: str,
+        model: ModelId,
+        grid: ExpertGrid,
+        runner: EngineRunner,
+        worker_id: str,
+        report_seconds: float,
     ) -> None:
         self._predictor = predictor
         self._model = model

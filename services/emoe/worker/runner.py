@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from emoe.core.errors import NotReadyError
 from emoe.worker.build import EngineParts
@@ -34,7 +34,9 @@ Sink = Callable[[TokenEvent], None]
 class EngineRunner:
     """`on_ready(bool)` is called on the event loop whenever readiness changes."""
 
-    def __init__(self, parts: EngineParts, *, loop: asyncio.AbstractEventLoop, on_ready: Callable[[bool], None]) -> None:
+    def __init__(
+        self, parts: EngineParts, *, loop: asyncio.AbstractEventLoop, on_ready: Callable[[bool], None]
+    ) -> None:
         self._parts = parts
         self._engine: Engine = parts.build_engine()
         self._loop = loop
@@ -96,7 +98,7 @@ class EngineRunner:
         try:
             while not self._stopping:
                 self._turn()
-        except BaseException as error:  # noqa: BLE001 - the supervisor of the engine's thread
+        except BaseException as error:
             self.failure = error
             log.exception("the engine's thread ends")
         finally:
@@ -133,7 +135,9 @@ class EngineRunner:
             raise RuntimeError(f"the engine failed {len(self._rebuilds)} times in {REBUILD_WINDOW_SECONDS:.0f} s")
         self._loop.call_soon_threadsafe(self._on_ready, False)
         ended = [
-            TokenEvent(sequence=sequence, finished=True, error="the engine failed in this step and was rebuilt; try again")
+            TokenEvent(
+                sequence=sequence, finished=True, error="the engine failed in this step and was rebuilt; try again"
+            )
             for sequence in self._engine.sequences
         ]
         counters, task_counts = self._engine.counters, self._engine.task_counts
@@ -143,7 +147,7 @@ class EngineRunner:
         self._loop.call_soon_threadsafe(self._on_ready, True)
 
 
-def _settle(future: asyncio.Future[T], result: T, error: Exception | None) -> None:
+def _settle(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
     if future.done():
         return
     if error is None:

@@ -60,7 +60,9 @@ def keep_top(logits_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     if sampling.top_p < 1:
         ordered, order = logits_V.sort(descending=True)
         mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        logits_V = logits_V.masked_fill(torch.zeros_like(order, dtype=torch.bool).scatter(0, order, mass_before >= sampling.top_p), float("-inf"))
+        logits_V = logits_V.masked_fill(
+            torch.zeros_like(order, dtype=torch.bool).scatter(0, order, mass_before >= sampling.top_p), float("-inf")
+        )
     return logits_V
 
 

@@ -39,7 +39,9 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back, at the end of the answer."""
-        rest = self._decode(self._context + self._undecided)[len(self._decode(self._context)) :] if self._undecided else ""
+        rest = (
+            self._decode(self._context + self._undecided)[len(self._decode(self._context)) :] if self._undecided else ""
+        )
         self._undecided = []
         return self._release(rest, final=True)
 

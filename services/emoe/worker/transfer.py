@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -31,7 +31,7 @@ class HostTransfer:
         self._source = source
 
     def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
-        self._source.read_into(expert, memoryview(slot.numpy()))
+        self._source.read_into(expert, bytes_view(slot))
         return _nothing
 
 
@@ -39,7 +39,13 @@ class CudaTransfer:
     """`num_buffers` pinned buffers bound how many copies are under way."""
 
     def __init__(
-        self, source: ExpertSource, *, expert_bytes: int, num_buffers: int, device: torch.device, timeout_seconds: float = 60.0
+        self,
+        source: ExpertSource,
+        *,
+        expert_bytes: int,
+        num_buffers: int,
+        device: torch.device,
+        timeout_seconds: float = 60.0,
     ) -> None:
         self._source = source
         self._timeout_seconds = timeout_seconds
@@ -52,7 +58,7 @@ class CudaTransfer:
     def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
         buffer = self._buffers.get(timeout=self._timeout_seconds)
         try:
-            self._source.read_into(expert, memoryview(buffer.numpy()))
+            self._source.read_into(expert, bytes_view(buffer))
             with torch.cuda.stream(self._stream):
                 slot.copy_(buffer, non_blocking=True)
                 copied = self._stream.record_event()
@@ -60,6 +66,12 @@ class CudaTransfer:
         finally:
             self._buffers.put(buffer)
         return lambda: torch.cuda.current_stream(slot.device).wait_event(copied)
+
+
+def bytes_view(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous host tensor, to be written by a source."""
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _nothing() -> None:

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def make_examples(*lengths: int, seed: int = 0) -> list[Example]:
     rng = np.random.default_rng(seed)
-    return [Example(ids=rng.integers(4, 320, n).astype(np.int32), num_prompt=1 + n // 2) for n in lengths]
+    return [Example(ids=rng.integers(4, 320, n).astype(np.int32), num_prompt=1 + n // 2, task="qa") for n in lengths]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_no_row_comes_twice_before_every_row_of_its_task_came_once(examples: dic
 
 
 def test_loss_falls_on_next_tokens_and_less_on_those_of_the_prompt() -> None:
-    example = Example(ids=np.array([1, 10, 11, 3, 20, 21, 2], dtype=np.int32), num_prompt=4)
+    example = Example(ids=np.array([1, 10, 11, 3, 20, 21, 2], dtype=np.int32), num_prompt=4, task="qa")
     batch = flatten([example, example], prompt_weight=0.3, device=CPU)
     weights = torch.tensor([0.3, 0.3, 0.3, 1.0, 1.0, 1.0, 0.0])  # <sep> predicts the answer's first token
     torch.testing.assert_close(batch.loss_weights, torch.cat([weights, weights]))

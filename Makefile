@@ -1,0 +1,37 @@
+# `make demo` and `make test` do all their own set-up; the rest is for working on emoe.
+BIN := .venv/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint format protos setup-demo setup-dev
+
+help: ## Show these lines
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: setup-demo ## Set up, serve the model that ships with a quarter of its experts in memory, answer seven prompts
+	@$(BIN)/emoe demo $(ARGS)
+
+test: check ## Set up, run every check, then the tests in random order (ARGS="-k word" picks some)
+	@$(BIN)/pytest $(ARGS)
+
+check: setup-dev ## Lint, formatting, types, rules of import, generated code
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python tools/protos.py check
+
+lint: setup-dev ## Mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+
+format: setup-dev ## Format all code
+	@$(BIN)/ruff format .
+
+protos: setup-dev ## Generate services/emoe/v1 from protos/
+	@$(BIN)/python tools/protos.py generate
+
+setup-demo:
+	@sh tools/setup.sh --extra all --no-default-groups --inexact
+
+setup-dev:
+	@sh tools/setup.sh --extra all --group dev --group train

@@ -1,0 +1,93 @@
+"""`emoe inspect`: what a model takes and what a memory budget buys of it, from the checkpoint's headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emoe.cli.failures import CommandError
+from emoe.store.footprint import ModelFootprint, measure, parse_memory, slots_at
+from emoe.store.store import ExpertStore
+from emoe.store.tensors import DTYPE_BITS
+
+DEFAULT_BUDGETS = ("100%", "50%", "25%")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BudgetRow:
+    """`routable`: whether every token would find its experts in every layer, which the reroute policy needs."""
+
+    budget: str
+    budget_bytes: int
+    num_slots: int
+    routable: bool
+
+
+def print_footprint(model: Path, budgets: tuple[str, ...], *, as_json: bool) -> None:
+    with ExpertStore.open(model) as store:
+        footprint = measure(store)
+        kv_bytes = kv_bytes_per_token(store.config, bits=DTYPE_BITS[footprint.dtype])
+    rows = tuple(_budget_row(budget, footprint) for budget in budgets or DEFAULT_BUDGETS)
+    if as_json:
+        print(json.dumps(_describe(model, footprint, kv_bytes, rows)))
+        return
+    from emoe.cli.footprint_table import print_tables
+
+    print_tables(model, footprint, kv_bytes, rows)
+
+
+def kv_bytes_per_token(config: Mapping[str, object], *, bits: int) -> int | None:
+    """Keys and values that one token leaves in all layers, as the worker keeps them; None if the config does not say.
+
+    Latent attention (DeepSeek) is kept unfolded: one key and one value a head.
+    """
+    num_layers, num_heads = _count(config, "num_hidden_layers"), _count(config, "num_attention_heads")
+    if not num_layers or not num_heads:
+        return None
+    rope, nope, value = (_count(config, key) for key in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
+    if rope and nope and value:
+        per_layer = num_heads * (rope + nope + value)
+    else:
+        hidden = _count(config, "hidden_size")
+        head_dim = _count(config, "head_dim") or (hidden // num_heads if hidden else None)
+        if not head_dim:
+            return None
+        per_layer = 2 * (_count(config, "num_key_value_heads") or num_heads) * head_dim
+    return num_layers * per_layer * bits // 8
+
+
+def _count(config: Mapping[str, object], key: str) -> int | None:
+    value = config.get(key)
+    return value if type(value) is int and value > 0 else None
+
+
+def _budget_row(budget: str, footprint: ModelFootprint) -> BudgetRow:
+    try:
+        budget_bytes = parse_memory(budget, total_bytes=footprint.all_expert_bytes)
+    except ValueError as error:
+        raise CommandError(f"--expert-memory: {error}") from error
+    num_slots = min(slots_at(budget_bytes, footprint), footprint.num_experts_total)
+    return BudgetRow(
+        budget=budget,
+        budget_bytes=budget_bytes,
+        num_slots=num_slots,
+        routable=num_slots >= footprint.min_slots,
+    )
+
+
+def _describe(
+    model: Path, footprint: ModelFootprint, kv_bytes: int | None, rows: tuple[BudgetRow, ...]
+) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        **dataclasses.asdict(footprint),
+        "num_experts_total": footprint.num_experts_total,
+        "all_expert_bytes": footprint.all_expert_bytes,
+        "total_bytes": footprint.total_bytes,
+        "expert_share_ratio": footprint.expert_share_ratio,
+        "kv_bytes_per_token": kv_bytes,
+        "budgets": [dataclasses.asdict(row) for row in rows],
+    }

@@ -1,0 +1,114 @@
+"""Workers and schedulers as messages: parsed once at the edge, refused there when malformed.
+
+Every `parse_` raises InvalidRequestError, or PlanError for a peer that has another model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from emoe.core.errors import InvalidRequestError, PlanError
+from emoe.core.experts import ExpertGrid
+from emoe.core.planning import check_budget
+from emoe.core.tasks import UNKNOWN, parse_task_name
+from emoe.loader.task_mix import TaskReport
+from emoe.loader.workers import Plan, WorkerCounters, WorkerState
+from emoe.runtime.grids import ModelId, demand_to_proto, model_to_proto, parse_model, parse_set, set_to_proto
+from emoe.v1 import loader_pb2 as pb
+from emoe.v1 import residency_pb2
+
+MISS_POLICIES = ("reroute", "load")
+MAX_NAME_CHARACTERS = 256
+MAX_TASKS_REPORTED = 256
+
+
+def check_model(message: residency_pb2.ModelId, own: ModelId) -> None:
+    """PlanError for other weights: their experts are not ours, whatever their names."""
+    theirs = parse_model(message)
+    if theirs.digest != own.digest:
+        raise PlanError(
+            f"this loader has model {own.digest} ({own.family}), not {theirs.digest} ({theirs.family}); "
+            f"start both with the same checkpoint"
+        )
+
+
+def parse_worker(message: pb.WorkerState, *, model: ModelId, grid: ExpertGrid) -> WorkerState:
+    """BudgetError for a worker with too few slots for any plan."""
+    check_model(message.model, model)
+    if message.miss_policy not in MISS_POLICIES:
+        raise InvalidRequestError(f"miss_policy must be one of {', '.join(MISS_POLICIES)}, not {message.miss_policy!r}")
+    check_budget(message.num_slots, grid)
+    return WorkerState(
+        worker_id=parse_name(message.worker_id, "worker_id"),
+        address=parse_name(message.address, "address"),
+        num_slots=message.num_slots,
+        resident=parse_set(message.resident, grid),
+        free_sequences=message.free_sequences,
+        max_tokens_per_sequence=message.max_tokens_per_sequence,
+        num_running=message.num_running,
+        num_waiting=message.num_waiting,
+        ready=message.ready,
+        applied_epoch=message.applied_epoch,
+        miss_policy=message.miss_policy,
+        slot_bytes=message.slot_bytes,
+        counters=WorkerCounters(**{f.name: getattr(message.counters, f.name) for f in _COUNTER_FIELDS}),
+    )
+
+
+def worker_to_proto(state: WorkerState, *, model: ModelId) -> pb.WorkerState:
+    return pb.WorkerState(
+        worker_id=state.worker_id,
+        address=state.address,
+        model=model_to_proto(model),
+        num_slots=state.num_slots,
+        resident=set_to_proto(state.resident),
+        free_sequences=state.free_sequences,
+        max_tokens_per_sequence=state.max_tokens_per_sequence,
+        num_running=state.num_running,
+        num_waiting=state.num_waiting,
+        ready=state.ready,
+        counters=pb.WorkerCounters(**dataclasses.asdict(state.counters)),
+        applied_epoch=state.applied_epoch,
+        miss_policy=state.miss_policy,
+        slot_bytes=state.slot_bytes,
+    )
+
+
+def plan_to_proto(plan: Plan, *, model: ModelId) -> pb.SubscribeResponse:
+    return pb.SubscribeResponse(
+        epoch=plan.epoch,
+        model=model_to_proto(model),
+        wanted=set_to_proto(plan.wanted),
+        demand=demand_to_proto(plan.demand),
+    )
+
+
+def parse_tasks(message: pb.ReportTasksRequest) -> TaskReport:
+    if len(message.loads) > MAX_TASKS_REPORTED:
+        raise InvalidRequestError(f"{len(message.loads)} task loads; at most {MAX_TASKS_REPORTED} at once")
+    task_tokens: dict[str, float] = {}
+    for load in message.loads:
+        task = _parse_task(load.task)
+        task_tokens[task] = task_tokens.get(task, 0.0) + _tokens_to_come(load)
+    return TaskReport(task_tokens=task_tokens, num_prompts=message.num_prompts)
+
+
+def parse_name(name: str, field: str) -> str:
+    if not 0 < len(name) <= MAX_NAME_CHARACTERS:
+        raise InvalidRequestError(f"{field} must have 1 to {MAX_NAME_CHARACTERS} characters, not {len(name)}")
+    return name
+
+
+_COUNTER_FIELDS = dataclasses.fields(WorkerCounters)
+
+
+def _tokens_to_come(load: pb.TaskLoad) -> float:
+    """At least one for each request: a request whose tokens were not estimated is still there."""
+    return float(max(load.num_prompt_tokens + load.num_expected_tokens, load.num_running + load.num_waiting))
+
+
+def _parse_task(name: str) -> str:
+    try:
+        return parse_task_name(name) if name else UNKNOWN
+    except ValueError as error:
+        raise InvalidRequestError(str(error)) from error

@@ -1,0 +1,102 @@
+"""Which tasks run and wait, over all schedulers, and how many prompts they have admitted.
+
+The service feeds it from the schedulers' reports; the planning loop reads the mix to plan for and the prompts that the
+refresh interval counts. Knows neither gRPC nor workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from emoe.core.errors import QueueFullError
+from emoe.loader.news import News
+
+_RETRY_AFTER_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """A scheduler's tasks now: tokens to come of each, and the prompts admitted since it started."""
+
+    task_tokens: Mapping[str, float]
+    num_prompts: int
+
+
+@dataclasses.dataclass(eq=False)
+class Scheduler:
+    """One that reports now. `num_prompts` is None until it was first heard of."""
+
+    task_tokens: Mapping[str, float]
+    num_prompts: int | None
+
+
+class TaskMix:
+    """`planning` is told of changes of the mix and of admitted prompts, not of reports that say the same again."""
+
+    def __init__(self, *, planning: News, max_schedulers: int = 64) -> None:
+        self.version = 0
+        """Rises when `task_tokens` changes."""
+        self.num_prompts = 0
+        """Never falls: a scheduler that starts again counts from zero, and so is added anew."""
+        self._task_tokens: dict[str, float] = {}
+        self._planning = planning
+        self._max_schedulers = max_schedulers
+        self._open: dict[str, Scheduler] = {}
+        self._closed: dict[str, int] = {}
+
+    @property
+    def task_tokens(self) -> Mapping[str, float]:
+        """When nothing runs or waits, the last mix stands: the next prompts are likely of its kind."""
+        return self._task_tokens
+
+    @contextlib.contextmanager
+    def joined(self, scheduler_id: str) -> Iterator[Scheduler]:
+        """The scheduler's tasks count inside. A second stream of the same scheduler takes the place of the first."""
+        older = self._open.pop(scheduler_id, None)
+        if older is None and len(self._open) >= self._max_schedulers:
+            raise QueueFullError(
+                f"{self._max_schedulers} schedulers report already", retry_after_seconds=_RETRY_AFTER_SECONDS
+            )
+        known = self._closed.pop(scheduler_id, None) if older is None else older.num_prompts
+        scheduler = self._open[scheduler_id] = Scheduler(task_tokens={}, num_prompts=known)
+        try:
+            yield scheduler
+        finally:
+            if self._open.get(scheduler_id) is scheduler:
+                del self._open[scheduler_id]
+                self._remember(scheduler_id, scheduler)
+                self._merge()
+
+    def update(self, scheduler: Scheduler, report: TaskReport) -> None:
+        """What an older stream of the same scheduler still says is not heard."""
+        if scheduler not in self._open.values():
+            return
+        before, scheduler.num_prompts = scheduler.num_prompts, report.num_prompts
+        scheduler.task_tokens = report.task_tokens
+        # The first report of a scheduler never seen tells where it stands, not what came in since.
+        added = 0 if before is None else report.num_prompts - before
+        self.num_prompts += report.num_prompts if added < 0 else added
+        self._merge()
+        if added:
+            self._planning.announce()
+
+    def _merge(self) -> None:
+        merged: dict[str, float] = defaultdict(float)
+        for scheduler in self._open.values():
+            for task, tokens in scheduler.task_tokens.items():
+                if tokens > 0:
+                    merged[task] += tokens
+        if merged and merged != self._task_tokens:
+            self._task_tokens = dict(merged)
+            self.version += 1
+            self._planning.announce()
+
+    def _remember(self, scheduler_id: str, scheduler: Scheduler) -> None:
+        """So that a scheduler that only lost its connection goes on counting."""
+        if scheduler.num_prompts is not None:
+            self._closed[scheduler_id] = scheduler.num_prompts
+        while len(self._closed) > self._max_schedulers:
+            del self._closed[next(iter(self._closed))]

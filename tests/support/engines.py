@@ -1,0 +1,80 @@
+"""Engines over small checkpoints, driven step by step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from emoe.core.experts import BoolGrid
+from emoe.core.generation import Sampling
+from emoe.store.store import ExpertStore
+from emoe.worker.arena import ALIGNMENT_BYTES, slot_stride_bytes
+from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
+from emoe.worker.engine import Engine
+from emoe.worker.sequence import Sequence as EngineSequence
+from emoe.worker.sources import LocalSource
+
+MAX_CONTEXT = 160
+
+
+@contextlib.contextmanager
+def open_parts(
+    folder: Path,
+    *,
+    miss_policy: str,
+    num_slots: int | None = None,
+    plan: BoolGrid | None = None,
+    max_concurrency: int = 8,
+    step_tokens: int = 1024,
+) -> Iterator[EngineParts]:
+    """All experts fit unless `num_slots` is given. Reroute mode starts from `plan`, or from what a worker starts from."""
+    with ExpertStore.open(folder) as store:
+        slots = store.grid.num_experts_total if num_slots is None else num_slots
+        options = EngineOptions(
+            expert_memory=str(slots * slot_stride_bytes(store.layout) + ALIGNMENT_BYTES),
+            miss_policy=miss_policy,
+            max_context=MAX_CONTEXT,
+            max_concurrency=max_concurrency,
+            step_tokens=step_tokens,
+        )
+        parts = build_parts(store, LocalSource(store), options)
+        assert parts.residency.arena.num_slots == slots
+        if miss_policy == "reroute":
+            first = bootstrap_plan(store.grid, parts.residency.plan_slots) if plan is None else plan
+            parts.residency.set_plan(first, epoch=1)
+            parts.residency.wait_until_settled(timeout_seconds=30)
+        yield parts
+
+
+def add(engine: Engine, name: str, prompt: Sequence[int], *, task: str = "chat", **sampling: object) -> EngineSequence:
+    sequence = EngineSequence(
+        sequence_id=name,
+        task=task,
+        token_ids=list(prompt),
+        num_prompt_tokens=len(prompt),
+        sampling=Sampling(**sampling),  # type: ignore[arg-type]
+        seed=7,
+    )
+    engine.add(sequence)
+    return sequence
+
+
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], *, max_tokens: int
+) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Greedy answers of all prompts at once, and the logits of every step."""
+    sequences = [add(engine, f"request-{i}", prompt, max_tokens=max_tokens) for i, prompt in enumerate(prompts)]
+    logits = []
+    while engine.has_work:
+        engine.step()
+        assert engine.logits_NV is not None
+        logits.append(engine.logits_NV.clone())
+    return [s.token_ids[s.num_prompt_tokens :] for s in sequences], logits
+
+
+def random_prompts(lengths: Sequence[int], *, vocab_size: int = 96, seed: int = 1) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]

@@ -1,0 +1,57 @@
+"""Length estimates and settings of the front door."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from emoe.core.generation import Usage
+from emoe.runtime.messages import ParsedRequest, parse_request
+from emoe.scheduler.lengths import LengthEstimator
+from emoe.scheduler.settings import SchedulerSettings
+from emoe.v1 import generation_pb2 as pb
+
+
+def request(text: str = "x" * 40, *, task: str = "qa", max_tokens: int = 100) -> ParsedRequest:
+    return parse_request(pb.GenerateRequest(text=text, task=task, sampling=pb.Sampling(max_tokens=max_tokens)))
+
+
+def usage(*, prompt: int, completion: int) -> Usage:
+    return Usage(num_prompt_tokens=prompt, num_completion_tokens=completion, num_expert_hits=0, num_expert_choices=0)
+
+
+def test_token_ids_are_counted_exactly() -> None:
+    parsed = parse_request(pb.GenerateRequest(token_ids=pb.TokenIds(ids=range(17))))
+    assert LengthEstimator().prompt_tokens(parsed) == 17
+
+
+def test_prompt_estimate_moves_towards_what_workers_counted() -> None:
+    lengths = LengthEstimator()
+    before = lengths.prompt_tokens(request())
+    for _ in range(100):
+        lengths.observe(request(), usage(prompt=20, completion=5))
+    assert before == 10
+    assert lengths.prompt_tokens(request()) == 20
+
+
+def test_answer_estimate_is_the_tasks_own_and_never_more_than_asked_for() -> None:
+    lengths = LengthEstimator()
+    lengths.observe(request(task="qa"), usage(prompt=10, completion=8))
+    assert lengths.answer_tokens(request(task="qa")) == 8
+    assert lengths.answer_tokens(request(task="code")) == 50
+    assert lengths.answer_tokens(request(task="qa", max_tokens=3)) == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param({"policy": "lifo"}, id="unknown policy"),
+        pytest.param({"extra_tasks": ("Not A Label",)}, id="task name"),
+        pytest.param({"max_queued_requests": 0}, id="no queue"),
+        pytest.param({"max_deadline_seconds": -1}, id="negative deadline"),
+        pytest.param({"colour": "blue"}, id="unknown key"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        SchedulerSettings(loader="127.0.0.1:1", **wrong)
