@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -22,13 +23,19 @@ LAST = generation_pb2.GenerateResponse(
 
 
 class SchedulerStandIn(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """Streams `answer`, then raises `failure` if there is one."""
+    """Streams `answer`, then raises `failure` if there is one, or `hangs`."""
 
     def __init__(
-        self, answer: Sequence[generation_pb2.GenerateResponse] = (FIRST, LAST), failure: Exception | None = None
+        self,
+        answer: Sequence[generation_pb2.GenerateResponse] = (FIRST, LAST),
+        *,
+        failure: Exception | None = None,
+        hangs: bool = False,
     ) -> None:
         self._answer = answer
         self._failure = failure
+        self._hangs = hangs
+        self.cancelled = asyncio.Event()
         self.requests: list[generation_pb2.GenerateRequest] = []
 
     async def Generate(  # type: ignore[override]
@@ -39,6 +46,12 @@ class SchedulerStandIn(scheduler_pb2_grpc.SchedulerServiceServicer):
             yield response
         if self._failure:
             raise self._failure
+        if self._hangs:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
 
     async def GetStatus(  # type: ignore[override]
         self, request: scheduler_pb2.GetSchedulerStatusRequest, context: Any

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from cli_models import save_small_model
 
 from emoe.cli.demo import DemoRow, demo, find_fault
+from emoe.cli.demo_prompts import DEMO_PROMPTS, TaskPrompt
+from emoe.cli.demo_run import one_a_task
 from emoe.cli.demo_table import describe_demo, print_demo
 from emoe.cli.generation_client import Answer
 from emoe.cli.supervisor import ChildEvent, ChildState
 from emoe.cli.system import SERVICES, SystemOptions
 from emoe.core.generation import FinishReason, Usage
+from emoe.core.tasks import BUILTIN_TASKS
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prompt:
-    task: str
-    prompt: str
-    max_tokens: int
-
-
-PROMPTS = [Prompt(task="qa", prompt="Who?", max_tokens=6), Prompt(task="code", prompt="def f", max_tokens=6)]
+PROMPTS = [TaskPrompt(task="qa", prompt="Who?", max_tokens=6), TaskPrompt(task="code", prompt="def f", max_tokens=6)]
 ANSWER = Answer(
     text="Nobody.",
     finish_reason=FinishReason.STOP,
@@ -41,31 +35,19 @@ PASSED = DemoRow(task="qa", prompt="Who?", answer=ANSWER, num_resident=6, num_ex
 FAILED = DemoRow(task="code", prompt="def f", failure="UNAVAILABLE: no worker")
 
 
-async def run(model: Path, state_dir: Path, worker: Mapping[str, str]) -> tuple[tuple[DemoRow, ...], list[ChildEvent]]:
+@pytest.mark.timeout(240)
+async def test_prompts_are_answered_with_a_part_of_the_experts(tmp_path: Path) -> None:
     events: list[ChildEvent] = []
     options = SystemOptions(
-        model=model, state_dir=state_dir, listen="127.0.0.1:0", worker={"max-context": "64", **worker}
+        model=save_small_model(tmp_path / "model"),
+        state_dir=tmp_path / "state",
+        listen="127.0.0.1:0",
+        worker={"max-context": "64", "expert-memory": "50%"},
     )
-    return await demo(options, PROMPTS, on_event=events.append, on_row=lambda _row: None), events
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.mark.timeout(240)
-async def test_prompts_are_answered_with_a_part_of_the_experts(model: Path, tmp_path: Path) -> None:
-    rows, events = await run(model, tmp_path, {"expert-memory": "50%"})
+    rows = await demo(options, PROMPTS, on_event=events.append, on_row=lambda _row: None)
     assert [(row.task, row.failure) for row in rows] == [("qa", ""), ("code", "")]
     assert all(row.num_resident is not None and row.num_resident < (row.num_experts or 0) == 24 for row in rows)
     assert {event.name for event in events if event.state is ChildState.STOPPED} == set(SERVICES)
-
-
-@pytest.mark.timeout(240)
-async def test_a_worker_that_holds_all_experts_does_not_pass(model: Path, tmp_path: Path) -> None:
-    rows, _ = await run(model, tmp_path, {"expert-memory": "200%"})
-    assert all("nothing was paged" in row.failure for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +64,10 @@ def test_only_a_whole_answer_of_a_paged_model_counts(
     text: str, num_slots: int, num_experts: int | None, fault: str
 ) -> None:
     assert find_fault(dataclasses.replace(ANSWER, text=text), num_slots, num_experts) == fault
+
+
+def test_each_task_is_asked_once() -> None:
+    assert sorted(prompt.task for prompt in one_a_task(DEMO_PROMPTS)) == sorted(BUILTIN_TASKS)
 
 
 def test_json_says_whether_all_passed() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -123,6 +124,30 @@ async def test_an_answer_without_an_end_is_not_taken_for_whole() -> None:
 async def test_a_bad_option_is_refused_before_anything_is_sent() -> None:
     outcome = await emoe_generate("Hello", "--address", "127.0.0.1:1", "--top-p", "2")
     assert (outcome.status, outcome.stderr) == (1, "emoe: sampling.top_p must lie in (0, 1], not 2.0\n")
+
+
+async def test_ctrl_c_leaves_and_ends_the_generation() -> None:
+    scheduler = SchedulerStandIn(answer=(FIRST,), hangs=True)
+    async with scheduling(scheduler) as address:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "emoe.cli.main", "generate", "Hello", "--address", address),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        async with asyncio.timeout(WAIT_SECONDS):
+            assert await process.stdout.read(5) == b"Good "
+            process.send_signal(signal.SIGINT)
+            _, stderr = await process.communicate()
+            await scheduler.cancelled.wait()
+    assert process.returncode == 130
+    assert b"Traceback" not in stderr
+
+
+async def test_an_answer_that_takes_too_long_is_given_up() -> None:
+    async with scheduling(SchedulerStandIn(answer=(FIRST,), hangs=True)) as address:
+        outcome = await emoe_generate("Hello", "--address", address, "--timeout", "1")
+    assert (outcome.status, outcome.stderr) == (1, "emoe: DEADLINE_EXCEEDED: Deadline Exceeded\n")
 
 
 async def test_the_running_system_is_found_by_its_file(tmp_path: Path) -> None:

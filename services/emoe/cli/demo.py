@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import grpc.aio
 
 from emoe.cli.clients import LoaderWatch
+from emoe.cli.demo_prompts import TaskPrompt
 from emoe.cli.failures import CommandError
 from emoe.cli.generation_client import Answer, Question, ask
 from emoe.cli.supervisor import ChildEvent
@@ -22,17 +22,6 @@ from emoe.runtime.channels import open_channel
 
 ANSWER_SECONDS = 120.0
 RESIDENCY_SECONDS = 10.0
-
-
-class DemoPrompt(Protocol):
-    """What is asked; `demo_prompts` has one for each task."""
-
-    @property
-    def task(self) -> str: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def max_tokens(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +42,7 @@ class DemoRow:
 
 async def demo(
     options: SystemOptions,
-    prompts: Sequence[DemoPrompt],
+    prompts: Sequence[TaskPrompt],
     *,
     on_event: Callable[[ChildEvent], None],
     on_row: Callable[[DemoRow], None],
@@ -75,7 +64,7 @@ async def demo(
     return tuple(rows)
 
 
-async def _outcome(channel: grpc.aio.Channel, watch: LoaderWatch, prompt: DemoPrompt) -> DemoRow:
+async def _outcome(channel: grpc.aio.Channel, watch: LoaderWatch, prompt: TaskPrompt) -> DemoRow:
     row = DemoRow(task=prompt.task, prompt=prompt.prompt)
     question = Question(prompt=prompt.prompt, task=prompt.task, sampling=Sampling(max_tokens=prompt.max_tokens))
     try:

@@ -8,11 +8,11 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from emoe.cli.demo import DemoRow, demo
-from emoe.cli.demo_prompts import DEMO_PROMPTS
+from emoe.cli.demo_prompts import DEMO_PROMPTS, TaskPrompt
 from emoe.cli.demo_table import describe_demo, print_demo
 from emoe.cli.display import PlainDisplay
 from emoe.cli.failures import CommandError
@@ -43,13 +43,21 @@ def run_demo(model: Path, worker: Mapping[str, str], *, as_json: bool) -> int:
     return 0
 
 
+def one_a_task(prompts: Iterable[TaskPrompt]) -> tuple[TaskPrompt, ...]:
+    """The first prompt of each task."""
+    first: dict[str, TaskPrompt] = {}
+    for prompt in prompts:
+        first.setdefault(prompt.task, prompt)
+    return tuple(first.values())
+
+
 def _run(options: SystemOptions) -> tuple[DemoRow, ...]:
     progress = PlainDisplay(sys.stderr)
     rows: tuple[DemoRow, ...] | None = None
 
     async def work() -> None:
         nonlocal rows
-        rows = await demo(options, DEMO_PROMPTS, on_event=progress.on_child, on_row=_say_row)
+        rows = await demo(options, one_a_task(DEMO_PROMPTS), on_event=progress.on_child, on_row=_say_row)
 
     asyncio.run(run_until_signalled(work()))
     if rows is None:

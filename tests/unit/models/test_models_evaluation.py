@@ -167,7 +167,8 @@ def evaluation() -> Evaluation:
     part = ExactMatch(rows=10, exact_match=0.7, chance=0.2)
     return Evaluation(
         model="tiny", split="test", parameters=1_500_000, routed_share=0.8, checkpoint_bytes=3_000_000,
-        training={"tokens": 2_000_000, "step": 30, "seconds": 600.0, "recipe": {"absence": 0.5}}, tasks={"chat": task(2.0), "code": task(8.0)},
+        training={"tokens": 2_000_000, "step": 30, "seconds": 600.0, "recipe": {"absence": 0.5}},
+        tasks={"chat": task(2.0), "code": task(8.0)},
         classification=part, subtasks={"intent": part},
     )  # fmt: skip
 
