@@ -147,7 +147,8 @@ async def test_ctrl_c_leaves_and_ends_the_generation() -> None:
 async def test_an_answer_that_takes_too_long_is_given_up() -> None:
     async with scheduling(SchedulerStandIn(answer=(FIRST,), hangs=True)) as address:
         outcome = await emoe_generate("Hello", "--address", address, "--timeout", "1")
-    assert (outcome.status, outcome.stderr) == (1, "emoe: DEADLINE_EXCEEDED: Deadline Exceeded\n")
+    assert outcome.status == 1
+    assert outcome.stderr.startswith("emoe: DEADLINE_EXCEEDED: ")
 
 
 async def test_the_running_system_is_found_by_its_file(tmp_path: Path) -> None:

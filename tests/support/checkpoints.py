@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 COMMON: dict[str, Any] = {
-    "vocab_size": 96,
+    "vocab_size": 300,
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -39,6 +40,9 @@ MLA: dict[str, Any] = {
     "topk_group": 2,
     "routed_scaling_factor": 1.5,
 }
+
+SPECIAL_TOKENS = ["<pad>", "<bos>", "<eos>", "<sep>"]
+CHAT_TEMPLATE = "<bos>{% for m in messages %}{{ m['content'] }}<sep>{% endfor %}"
 
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "mixtral": lambda: transformers.MixtralConfig(**COMMON, intermediate_size=48, num_local_experts=6),
@@ -78,4 +82,20 @@ def build(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> 
 
 def save(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
     build(family, seed=seed, dtype=dtype).save_pretrained(folder, **options)
+    return folder
+
+
+def save_with_tokenizer(
+    family: str, folder: Path, *, chat_template: str | None = CHAT_TEMPLATE, **options: Any
+) -> Path:
+    """Also a byte-level tokenizer: a token a byte, after four special ones."""
+    save(family, folder, **options)
+    vocab = {token: number for number, token in enumerate(SPECIAL_TOKENS + sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", chat_template=chat_template
+    ).save_pretrained(folder)
     return folder

@@ -30,7 +30,7 @@ def open_parts(
     max_concurrency: int = 8,
     step_tokens: int = 1024,
 ) -> Iterator[EngineParts]:
-    """All experts fit unless `num_slots` is given. Reroute mode starts from `plan`, or from what a worker starts from."""
+    """All experts fit unless `num_slots` is given. Reroute mode starts from `plan`, or as a worker would."""
     with ExpertStore.open(folder) as store:
         slots = store.grid.num_experts_total if num_slots is None else num_slots
         options = EngineOptions(
@@ -75,6 +75,6 @@ def generate(
     return [s.token_ids[s.num_prompt_tokens :] for s in sequences], logits
 
 
-def random_prompts(lengths: Sequence[int], *, vocab_size: int = 96, seed: int = 1) -> list[list[int]]:
+def random_prompts(lengths: Sequence[int], *, vocab_size: int = 300, seed: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]

@@ -15,7 +15,10 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not here: torch sees no CUDA device; use cpu or auto")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

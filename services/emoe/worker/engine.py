@@ -87,6 +87,7 @@ class Engine:
         assert 0 < sequence.num_prompt_tokens < self._kv.max_context, "lengths are checked before the engine"
         self._waiting.append(sequence)
 
+    @torch.inference_mode()
     def cancel(self, sequence_id: str) -> None:
         """Between two steps; unknown ids are those that ended meanwhile."""
         self._waiting = collections.deque(s for s in self._waiting if s.sequence_id != sequence_id)

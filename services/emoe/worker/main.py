@@ -24,6 +24,7 @@ from emoe.worker.service import WorkerService
 from emoe.worker.settings import WorkerSettings
 from emoe.worker.sources import ExpertSource, LocalSource
 from emoe.worker.state import WorkerIdentity
+from emoe.worker.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) ->
     if settings.miss_policy == "reroute":
         residency.set_plan(bootstrap_plan(store.grid, residency.plan_slots), epoch=0)
         residency.wait_until_settled(timeout_seconds=settings.start_timeout_seconds)
+    warm_up(parts)
     log.info(
         "%s: %d of %d experts fit %d bytes of slots, %s mode, on %s",
         store.family, residency.arena.num_slots, store.grid.num_experts_total, residency.arena.num_bytes,
