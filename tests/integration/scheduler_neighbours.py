@@ -60,7 +60,7 @@ class ScriptedWorker(WorkerServiceServicer):
             ready=True,
         )
 
-    async def Generate(self, request, context):  # noqa: N802
+    async def Generate(self, request, context):
         self._num_running += 1
         self.most_at_once = max(self.most_at_once, self._num_running)
         self.prompts.append(request.text)
@@ -76,7 +76,7 @@ class ScriptedWorker(WorkerServiceServicer):
             self._num_running -= 1
             self.ended.release()
 
-    async def GetState(self, request, context):  # noqa: N802
+    async def GetState(self, request, context):
         if self.hung:
             await asyncio.Event().wait()
         return worker_pb2.GetStateResponse(state=self.state())
@@ -107,14 +107,14 @@ class ListingLoader(LoaderServiceServicer):
             self._workers = list(workers)
             self._changed.notify_all()
 
-    async def WatchWorkers(self, request, context):  # noqa: N802
+    async def WatchWorkers(self, request, context):
         self.num_watchers += 1
         async with self._changed:
             while True:
                 yield loader_pb2.WatchWorkersResponse(workers=self._workers)
                 await self._changed.wait()
 
-    async def ReportTasks(self, request_iterator, context):  # noqa: N802
+    async def ReportTasks(self, request_iterator, context):
         async for report in request_iterator:
             await self.reports.put(report)
         return loader_pb2.ReportTasksResponse()

@@ -30,7 +30,7 @@ def test_bytes_and_slots_are_those_of_the_files(qwen: Path) -> None:
     files = sum(path.stat().st_size for path in qwen.glob("*.safetensors"))
     assert files - 32 * 1024 < facts["total_bytes"] < files
     assert {row["budget"]: row["num_slots"] for row in facts["budgets"]} == {"100%": 24, "50%": 12, "25%": 6}
-    assert [row["routable"] for row in facts["budgets"]] == [True, True, True]
+    assert [row["is_enough"] for row in facts["budgets"]] == [True, True, False]
 
 
 def test_kv_bytes_count_keys_and_values_of_all_layers(qwen: Path) -> None:
@@ -44,7 +44,7 @@ def test_latent_attention_is_counted_unfolded(tmp_path: Path) -> None:
 
 def test_a_budget_of_ones_own_is_counted(qwen: Path) -> None:
     [row] = json.loads(inspect(str(qwen), "--json", "--expert-memory", "20KiB"))["budgets"]
-    assert (row["num_slots"], row["routable"]) == (2, False)
+    assert (row["num_slots"], row["is_enough"]) == (2, False)
 
 
 def test_people_get_the_same_in_words(qwen: Path) -> None:
@@ -75,6 +75,6 @@ def test_inspect_does_not_import_torch(qwen: Path) -> None:
 
     code = (
         "import sys; from pathlib import Path; from emoe.cli.footprint import print_footprint;"
-        f"print_footprint(Path({str(qwen)!r}), (), as_json=True); sys.exit('torch' in sys.modules)"
+        f"print_footprint(Path({str(qwen)!r}), (), as_json=True, reroute=True); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from support.checkpoints import CONFIGS
-from support.engines import generate, open_parts, random_prompts
+from support.engines import assert_logits_close, generate, open_parts, random_prompts
 
 FAMILIES = sorted(CONFIGS)
 ALONE = random_prompts([21])
@@ -48,7 +48,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(checkpoint: Checkpoi
     with torch.inference_mode():
         for row, prompt in enumerate(MIXED):
             ids = torch.tensor([prompt])
-            torch.testing.assert_close(logits[0][row], model(ids).logits[0, -1], rtol=1e-5, atol=1e-5)
+            assert_logits_close(logits[0][row], model(ids).logits[0, -1])
             answer = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_TOKENS, do_sample=False, pad_token_id=0
             )

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from support.checkpoints import CONFIGS
-from support.engines import generate, open_parts, random_prompts
+from support.engines import assert_logits_close, generate, open_parts, random_prompts
 
 from emoe.core.errors import BudgetError, PlanError
 from emoe.core.experts import BoolGrid, ExpertGrid
@@ -70,9 +70,7 @@ def test_reroute_equals_the_model_pruned_to_its_residents(checkpoint: Checkpoint
         full = [model(torch.tensor([prompt])).logits[0, -1] for prompt in PROMPTS]
         prune(model, wanted)
         for row, prompt in enumerate(PROMPTS):
-            torch.testing.assert_close(
-                logits[0][row], model(torch.tensor([prompt])).logits[0, -1], rtol=1e-5, atol=1e-5
-            )
+            assert_logits_close(logits[0][row], model(torch.tensor([prompt])).logits[0, -1])
     assert any((logits[0][row] - full[row]).abs().max() > 1e-2 for row in range(len(PROMPTS)))
 
 
@@ -85,7 +83,7 @@ def test_with_all_resident_reroute_equals_exact_mode(checkpoint: Checkpoint, fam
     (exact_tokens, exact_logits), (tokens, logits) = outcomes
     assert tokens == exact_tokens
     for ours, exact in zip(logits, exact_logits, strict=True):
-        torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
+        assert_logits_close(ours, exact)
 
 
 def test_a_refresh_between_steps_changes_residency_and_loses_no_request(checkpoint: Checkpoint) -> None:

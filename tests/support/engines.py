@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from emoe.core.budget import slot_bytes
 from emoe.core.experts import BoolGrid
 from emoe.core.generation import Sampling
 from emoe.store.store import ExpertStore
-from emoe.worker.arena import ALIGNMENT_BYTES, slot_stride_bytes
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
 from emoe.worker.engine import Engine
 from emoe.worker.sequence import Sequence as EngineSequence
@@ -34,7 +34,7 @@ def open_parts(
     with ExpertStore.open(folder) as store:
         slots = store.grid.num_experts_total if num_slots is None else num_slots
         options = EngineOptions(
-            expert_memory=str(slots * slot_stride_bytes(store.layout) + ALIGNMENT_BYTES),
+            expert_memory=str(slots * slot_bytes(store.grid)),
             miss_policy=miss_policy,
             max_context=MAX_CONTEXT,
             max_concurrency=max_concurrency,
@@ -78,3 +78,9 @@ def generate(
 def random_prompts(lengths: Sequence[int], *, vocab_size: int = 300, seed: int = 1) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def assert_logits_close(ours: torch.Tensor, reference: torch.Tensor) -> None:
+    """Within 1e-5 of the largest logit's size: what float32 keeps through a few layers."""
+    scale = max(1.0, float(reference.abs().max()))
+    torch.testing.assert_close(ours, reference, rtol=0.0, atol=1e-5 * scale)

@@ -171,6 +171,9 @@ def inspect(
     expert_memory: Annotated[
         list[str] | None, typer.Option(help="A budget to count slots for; may be given again.")
     ] = None,
+    miss_policy: Annotated[
+        Literal["reroute", "load"], typer.Option(help="reroute needs some experts of every layer, load very few.")
+    ] = "reroute",
     as_json: JsonOption = False,
 ) -> None:
     """Say what a model would need: expert bytes, base bytes, slots at a budget."""
@@ -178,7 +181,8 @@ def inspect(
     from emoe.cli.paths import resolve_model
 
     with reported_errors(as_json=as_json):
-        print_footprint(resolve_model(model), tuple(expert_memory or ()), as_json=as_json)
+        budgets = tuple(expert_memory or ())
+        print_footprint(resolve_model(model), budgets, as_json=as_json, reroute=miss_policy == "reroute")
 
 
 @app.command()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from emoe.cli.failures import CommandError
-from emoe.store.footprint import ModelFootprint, measure, parse_memory, slots_at
+from emoe.core.budget import slot_bytes, split_budget
+from emoe.core.experts import ExpertGrid
+from emoe.store.footprint import ModelFootprint, measure, parse_memory
 from emoe.store.store import ExpertStore
 from emoe.store.tensors import DTYPE_BITS
 
@@ -18,19 +20,21 @@ DEFAULT_BUDGETS = ("100%", "50%", "25%")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BudgetRow:
-    """`routable`: whether every token would find its experts in every layer, which the reroute policy needs."""
+    """`num_slots` has the staging slots in it; `min_slots` is what the miss policy needs at least."""
 
     budget: str
     budget_bytes: int
     num_slots: int
-    routable: bool
+    num_staging: int
+    min_slots: int
+    is_enough: bool
 
 
-def print_footprint(model: Path, budgets: tuple[str, ...], *, as_json: bool) -> None:
+def print_footprint(model: Path, budgets: tuple[str, ...], *, as_json: bool, reroute: bool) -> None:
     with ExpertStore.open(model) as store:
         footprint = measure(store)
         kv_bytes = kv_bytes_per_token(store.config, bits=DTYPE_BITS[footprint.dtype])
-    rows = tuple(_budget_row(budget, footprint) for budget in budgets or DEFAULT_BUDGETS)
+        rows = tuple(_budget_row(budget, store.grid, reroute=reroute) for budget in budgets or DEFAULT_BUDGETS)
     if as_json:
         print(json.dumps(_describe(model, footprint, kv_bytes, rows)))
         return
@@ -64,17 +68,19 @@ def _count(config: Mapping[str, object], key: str) -> int | None:
     return value if type(value) is int and value > 0 else None
 
 
-def _budget_row(budget: str, footprint: ModelFootprint) -> BudgetRow:
+def _budget_row(budget: str, grid: ExpertGrid, *, reroute: bool) -> BudgetRow:
     try:
-        budget_bytes = parse_memory(budget, total_bytes=footprint.all_expert_bytes)
+        budget_bytes = parse_memory(budget, total_bytes=grid.num_experts_total * slot_bytes(grid))
     except ValueError as error:
         raise CommandError(f"--expert-memory: {error}") from error
-    num_slots = min(slots_at(budget_bytes, footprint), footprint.num_experts_total)
+    split = split_budget(grid, budget_bytes=budget_bytes, reroute=reroute)
     return BudgetRow(
         budget=budget,
         budget_bytes=budget_bytes,
-        num_slots=num_slots,
-        routable=num_slots >= footprint.min_slots,
+        num_slots=split.num_slots,
+        num_staging=split.num_staging,
+        min_slots=split.min_slots,
+        is_enough=split.is_enough,
     )
 
 

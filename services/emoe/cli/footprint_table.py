@@ -39,7 +39,9 @@ def _budgets(footprint: ModelFootprint, rows: tuple[BudgetRow, ...]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("")
     for row in rows:
-        note = "" if row.routable else f"too few for rerouting, which needs {footprint.min_slots}"
+        note = f"{row.num_staging} of them for staging" if row.num_staging else ""
+        if not row.is_enough:
+            note = f"too few: it takes {row.min_slots}"
         table.add_row(
             row.budget, format_bytes(row.budget_bytes), f"{row.num_slots}/{footprint.num_experts_total}", note
         )

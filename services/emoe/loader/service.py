@@ -71,10 +71,10 @@ class LoaderService(rpc.LoaderServiceServicer):
     def register(self, host: ServiceHost) -> None:
         host.register(SERVICE, self._add_to, standing=["Subscribe", "WatchWorkers", "ReportTasks"])
 
-    async def GetModel(self, _request: pb.GetModelRequest, _context: Context) -> pb.GetModelResponse:  # noqa: N802
+    async def GetModel(self, _request: pb.GetModelRequest, _context: Context) -> pb.GetModelResponse:
         return pb.GetModelResponse(model=model_to_proto(self._model), grid=grid_to_proto(self._grid), path=self._path)
 
-    async def Subscribe(  # type: ignore[override]  # noqa: N802
+    async def Subscribe(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.SubscribeRequest], context: Context
     ) -> None:
         first = await _next(request_iterator, FIRST_MESSAGE_SECONDS, "a first heartbeat")
@@ -86,7 +86,7 @@ class LoaderService(rpc.LoaderServiceServicer):
                 await self._follow(member, request_iterator)
                 sending.cancel()
 
-    async def PullExperts(  # type: ignore[override]  # noqa: N802
+    async def PullExperts(  # type: ignore[override]
         self, request: pb.PullExpertsRequest, context: Context
     ) -> None:
         """Writes serialized messages: see `frames` for what the stream holds."""
@@ -102,7 +102,7 @@ class LoaderService(rpc.LoaderServiceServicer):
                     for frame in frames(expert, loaded):
                         await _write(context, frame)
 
-    async def WatchWorkers(  # type: ignore[override]  # noqa: N802
+    async def WatchWorkers(  # type: ignore[override]
         self, _request: pb.WatchWorkersRequest, context: Context
     ) -> None:
         """A watcher that reads slowly skips lists, and never the latest."""
@@ -113,7 +113,7 @@ class LoaderService(rpc.LoaderServiceServicer):
                 await context.write(pb.WatchWorkersResponse(workers=states))
                 await self._workers.news.after(seen)
 
-    async def ReportTasks(  # noqa: N802
+    async def ReportTasks(
         self, request_iterator: AsyncIterator[pb.ReportTasksRequest], _context: Context
     ) -> pb.ReportTasksResponse:
         first = await _next(request_iterator, FIRST_MESSAGE_SECONDS, "a first report")

@@ -40,14 +40,14 @@ class PredictorService(rpc.PredictorServiceServicer):
             SERVICE, lambda server: rpc.add_PredictorServiceServicer_to_server(self, server), standing=["ReportRouting"]
         )
 
-    async def Predict(self, request: pb.PredictRequest, _context: Context) -> pb.PredictResponse:  # noqa: N802
+    async def Predict(self, request: pb.PredictRequest, _context: Context) -> pb.PredictResponse:
         model, grid = parse_model(request.model), parse_grid(request.grid)
         prediction = self._learning.predict(model.digest, grid, _parse_task_tokens(request.task_tokens))
         return pb.PredictResponse(
             demand=demand_to_proto(prediction.demand), num_choices_learnt=prediction.num_choices_learnt
         )
 
-    async def ReportRouting(  # noqa: N802
+    async def ReportRouting(
         self, request_iterator: AsyncIterator[pb.ReportRoutingRequest], _context: Context
     ) -> pb.ReportRoutingResponse:
         if self._num_report_streams >= self._max_report_streams:

@@ -127,7 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 - the one place where any failure becomes a status
-            await _abort(method, context, _root(error))
+            await _abort(method, context, root_cause(error))
 
     async def _guard_standing(self, run: Handler, request: Any, context: Context) -> Any:
         with self._standing.hold():
@@ -177,7 +177,7 @@ async def _abort(method: str, context: Context, error: Exception) -> None:
     await context.abort(code, details, metadata)
 
 
-def _root(error: Exception) -> Exception:
+def root_cause(error: Exception) -> Exception:
     """The error inside a task group's wrapping, when it is the only one."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

@@ -24,8 +24,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from emoe.core.errors import EmoeError
 from emoe.runtime.channels import MAX_MESSAGE_BYTES, server_options
-from emoe.runtime.interceptors import CallInterceptor, StandingCalls
+from emoe.runtime.interceptors import CallInterceptor, StandingCalls, root_cause
 from emoe.runtime.logs import set_up_logging
 from emoe.runtime.process import announce, die_with_parent
 from emoe.runtime.settings import ServiceSettings
@@ -207,8 +208,12 @@ def run_process(serve: Callable[[Settings], Awaitable[None]], settings: Settings
 
     try:
         asyncio.run(main())
-    except Exception:
-        log.exception("%s ended by an error", name)
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, EmoeError):
+            log.error("%s cannot go on: %s", name, cause)  # noqa: TRY400 - raised on purpose: the message says it all
+        else:
+            log.exception("%s ended by an error", name)
         return 1
     return 0
 

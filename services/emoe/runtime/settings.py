@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ServiceSettings(BaseSettings):
     """Addresses are `host:port` (port 0: any free one) or `unix:/path`."""
 
-    model_config = SettingsConfigDict(env_prefix="EMOE_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="EMOE_", extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     listen: str = "127.0.0.1:0"
     health_listen: str = "127.0.0.1:0"

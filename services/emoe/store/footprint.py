@@ -25,7 +25,6 @@ class ModelFootprint:
     """Of one expert: the size of a slot."""
     base_bytes: int
     """Of everything but routed experts."""
-    min_slots: int
     """The fewest with which every token finds its experts in every layer."""
 
     @property
@@ -57,13 +56,7 @@ def measure(store: ExpertStore) -> ModelFootprint:
         top_k=grid.rule.top_k,
         expert_bytes=grid.expert_bytes,
         base_bytes=sum(entry.num_bytes for entry in store.base_tensors.values()),
-        min_slots=grid.rule.min_residents * len(grid.moe_layers),
     )
-
-
-def slots_at(budget_bytes: int, footprint: ModelFootprint) -> int:
-    """Whole slots in a budget, staging slots among them; may be more than the model has experts."""
-    return budget_bytes // footprint.expert_bytes
 
 
 _MEMORY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*(%|[a-zA-Z]*)")

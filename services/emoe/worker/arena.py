@@ -13,47 +13,38 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from emoe.core.errors import BudgetError
+from emoe.core.budget import SLOT_ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     from emoe.store.layout import ExpertLayout, ExpertPart
 
-ALIGNMENT_BYTES = 64
-"""Slots start on cache lines, so that a kernel's arithmetic never depends on the slot."""
-
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-def slot_stride_bytes(layout: ExpertLayout) -> int:
-    return math.ceil(layout.num_bytes / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 class SlotArena:
     """S slots. `bytes_of(slot)` is what a transfer writes, `part(slot, name)` what the model reads."""
 
-    def __init__(self, layout: ExpertLayout, *, budget_bytes: int, max_slots: int, device: torch.device) -> None:
-        stride = slot_stride_bytes(layout)
-        self.num_slots = min((budget_bytes - ALIGNMENT_BYTES) // stride, max_slots)
-        if self.num_slots < 1:
-            raise BudgetError(
-                f"{budget_bytes} bytes of expert memory hold no expert of {stride} bytes; raise the budget"
-            )
+    def __init__(self, layout: ExpertLayout, *, num_slots: int, slot_bytes: int, device: torch.device) -> None:
+        """`slot_bytes` is at least the expert's, and a multiple of the alignment."""
+        self.num_slots = num_slots
         self.layout = layout
-        self.num_bytes = self.num_slots * stride + ALIGNMENT_BYTES
-        block = torch.empty(self.num_bytes, dtype=torch.uint8, device=device)
-        shift = -block.data_ptr() % ALIGNMENT_BYTES
-        self.slots_SB = block[shift : shift + self.num_slots * stride].view(self.num_slots, stride)
+        self.slots_SB = torch.empty(num_slots, slot_bytes, dtype=torch.uint8, device=device)
+        assert self.slots_SB.data_ptr() % SLOT_ALIGNMENT_BYTES == 0, "torch aligns what it allocates"
         dtype = DTYPES[layout.parts[0].dtype]
         self._views = {
             part.name: torch.as_strided(
                 self.slots_SB.view(dtype),
                 (self.num_slots, *part.shape),
-                (stride // dtype.itemsize, *_contiguous_strides(part.shape)),
+                (slot_bytes // dtype.itemsize, *_contiguous_strides(part.shape)),
                 part.offset // dtype.itemsize,
             )
             for part in _with_merged_gate(layout)
         }
         self._rows = {name: view.unbind() for name, view in self._views.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        return self.slots_SB.nbytes
 
     def bytes_of(self, slot: int) -> torch.Tensor:
         return self.slots_SB[slot, : self.layout.num_bytes]

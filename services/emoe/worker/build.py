@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from emoe.core.errors import BudgetError
+from emoe.core.budget import slot_bytes, split_budget
 from emoe.core.eviction import EVICTION_POLICIES
 from emoe.core.experts import BoolGrid, ExpertGrid
 from emoe.core.planning import GlobalGreedyPlanner
 from emoe.store.footprint import parse_memory
 from emoe.store.store import ExpertStore
 from emoe.worker import experts
-from emoe.worker.arena import ALIGNMENT_BYTES, SlotArena, slot_stride_bytes
+from emoe.worker.arena import SlotArena
 from emoe.worker.engine import Engine
 from emoe.worker.experts import LayerExperts, ResidentMask, StepRouting, reroute_hook
 from emoe.worker.families import family_of
@@ -26,8 +26,6 @@ from emoe.worker.loading import experts_modules, load_model, router_modules
 from emoe.worker.residency import Residency
 from emoe.worker.sources import ExpertSource
 from emoe.worker.transfer import CudaTransfer, HostTransfer, Transfer
-
-MIN_STAGING_SLOTS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,26 +84,17 @@ def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions
 
 def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> Residency:
     grid, reroute = store.grid, options.miss_policy == "reroute"
-    stride = slot_stride_bytes(store.layout)
-    total = grid.num_experts_total
-    budget = parse_memory(options.expert_memory, total_bytes=total * stride + ALIGNMENT_BYTES)
-    arena = SlotArena(store.layout, budget_bytes=budget, max_slots=total, device=torch.device(options.device))
-    staging = 0
-    if reroute and arena.num_slots < total:
-        staging = max(MIN_STAGING_SLOTS, grid.rule.min_residents_per_group if grid.rule.num_groups > 1 else 0)
-    least = grid.rule.min_residents * len(grid.moe_layers) + staging if reroute else grid.rule.top_k
-    if arena.num_slots < least:
-        raise BudgetError(
-            f"expert memory of {budget} bytes holds {arena.num_slots} experts; this model needs at least {least} in "
-            f"{options.miss_policy} mode: raise it to {least * stride + ALIGNMENT_BYTES} bytes"
-        )
+    budget_bytes = parse_memory(options.expert_memory, total_bytes=grid.num_experts_total * slot_bytes(grid))
+    budget = split_budget(grid, budget_bytes=budget_bytes, reroute=reroute)
+    budget.check()
+    device = torch.device(options.device)
     return Residency(
-        arena=arena,
+        arena=SlotArena(store.layout, num_slots=budget.num_slots, slot_bytes=budget.slot_bytes, device=device),
         grid=grid,
         transfer=_build_transfer(source, store.layout.num_bytes, options),
         eviction=EVICTION_POLICIES[options.eviction](grid.shape),
         executor=concurrent.futures.ThreadPoolExecutor(options.io_threads, thread_name_prefix="expert-io"),
-        num_staging=staging,
+        num_staging=budget.num_staging,
         keep_routable=reroute,
     )
 

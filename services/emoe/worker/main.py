@@ -7,12 +7,12 @@ import logging
 
 import torch
 
+from emoe.core.budget import slot_bytes
 from emoe.core.errors import UnsupportedModelError
 from emoe.runtime.grids import ModelId
 from emoe.runtime.lifecycle import ServiceHost, service_host
 from emoe.store.store import ExpertStore
 from emoe.v1 import worker_pb2_grpc
-from emoe.worker.arena import slot_stride_bytes
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
 from emoe.worker.device import pick_device, usable_cpus
 from emoe.worker.loader_source import LoaderSource
@@ -109,7 +109,7 @@ async def _serve_model(settings: WorkerSettings, host: ServiceHost, store: Exper
         max_concurrency=settings.max_concurrency,
         max_waiting=settings.max_waiting,
         max_context=parts.options.max_context,
-        slot_bytes=slot_stride_bytes(store.layout),
+        slot_bytes=slot_bytes(store.grid),
     )
     runner.start()
     _spawn_neighbours(settings, host, store, runner, service, model)

@@ -7,7 +7,7 @@ import store_samples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emoe.store.footprint import measure, parse_memory, slots_at
+from emoe.store.footprint import measure, parse_memory
 from emoe.store.store import ExpertStore
 
 
@@ -17,14 +17,6 @@ def test_the_footprint_adds_up_to_every_tensor(store: ExpertStore) -> None:
     assert footprint.base_bytes == sum(tensor.nbytes for tensor in store_samples.base_tensors().values())
     assert footprint.num_experts_total == store_samples.LAYERS * store_samples.EXPERTS
     assert footprint.expert_share_ratio == pytest.approx(footprint.all_expert_bytes / footprint.total_bytes)
-    assert footprint.min_slots == 2 * store_samples.LAYERS
-
-
-def test_a_budget_buys_whole_slots(store: ExpertStore) -> None:
-    footprint = measure(store)
-    assert slots_at(3 * footprint.expert_bytes, footprint) == 3
-    assert slots_at(3 * footprint.expert_bytes - 1, footprint) == 2
-    assert slots_at(0, footprint) == 0
 
 
 @pytest.mark.parametrize(

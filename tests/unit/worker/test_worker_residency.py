@@ -16,7 +16,7 @@ from emoe.core.eviction import LruEviction
 from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, RoutingRule
 from emoe.core.planning import GlobalGreedyPlanner
 from emoe.store.layout import ExpertLayout
-from emoe.worker.arena import ALIGNMENT_BYTES, SlotArena, slot_stride_bytes
+from emoe.worker.arena import SlotArena
 from emoe.worker.residency import Residency
 from emoe.worker.transfer import HostTransfer
 
@@ -54,9 +54,8 @@ def build(
     rule: RoutingRule, *, num_slots: int, num_staging: int, source: MemorySource, keep_routable: bool = True
 ) -> Residency:
     grid = ExpertGrid(num_layers=3, moe_layers=(1, 2), rule=rule, expert_bytes=LAYOUT.num_bytes)
-    budget = num_slots * slot_stride_bytes(LAYOUT) + ALIGNMENT_BYTES
     return Residency(
-        arena=SlotArena(LAYOUT, budget_bytes=budget, max_slots=100, device=torch.device("cpu")),
+        arena=SlotArena(LAYOUT, num_slots=num_slots, slot_bytes=LAYOUT.num_bytes, device=torch.device("cpu")),
         grid=grid,
         transfer=HostTransfer(source),
         eviction=LruEviction(grid.shape),
