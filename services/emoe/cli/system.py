@@ -18,6 +18,8 @@ from emoe.cli.failures import CommandError
 from emoe.cli.runfile import locked_state_dir, remove_up_file, write_up_file
 from emoe.cli.supervisor import ChildEvent, Supervisor, SupervisorLimits
 
+PRIOR_FILE = "predictor.state"
+"""Routing frequencies that ship beside a model's weights."""
 PREDICTOR, LOADER, WORKER, SCHEDULER = "predictor", "loader", "worker", "scheduler"
 SERVICES = (PREDICTOR, LOADER, WORKER, SCHEDULER)
 # A child drains for 10 seconds unless told otherwise; then it has this long to end before it is killed.
@@ -60,7 +62,11 @@ class LocalSystem:
     async def start_planning(self) -> None:
         """Predictor, then loader."""
         learnt = self._options.state_dir / "predictor"
-        await self._supervisor.start(self._spec(PREDICTOR, {"state-dir": str(learnt)}))
+        predictor = {"state-dir": str(learnt)}
+        prior = self._options.model / PRIOR_FILE
+        if prior.exists():
+            predictor["prior"] = str(prior)
+        await self._supervisor.start(self._spec(PREDICTOR, predictor))
         settings = {"model": str(self._options.model), "predictor": self.predictor_address}
         await self._supervisor.start(self._spec(LOADER, settings | dict(self._options.loader)))
 

@@ -20,7 +20,7 @@ from emoe.core.tasks import BUILTIN_TASKS, UNKNOWN
 from emoe.loader.forecast import Forecast
 from emoe.loader.news import News
 from emoe.loader.task_mix import TaskMix
-from emoe.loader.workers import Basis, Member, Plan, Workers
+from emoe.loader.workers import Basis, Member, Plan, Workers, WorkerState
 
 Ask = Callable[[frozenset[str]], Awaitable[Mapping[str, FloatGrid] | None]]
 """Tasks -> the demand of one token of each; None when the predictor does not answer."""
@@ -51,12 +51,16 @@ class LastAsked:
 
 
 def should_ask(last: LastAsked | None, *, num_prompts: int, new_tasks: bool, now_seconds: float, pace: Pace) -> bool:
-    """At once when never asked; then after every interval of prompts or for a task not foretold yet."""
+    """At once when never asked; then after every interval of prompts or for a task not foretold yet.
+
+    The interval begins at one prompt and doubles up to its length: the first prompts teach the most.
+    """
     if last is None:
         return True
     if not last.answered:
         return now_seconds - last.at_seconds >= pace.ask_again_seconds
-    return new_tasks or num_prompts - last.num_prompts >= pace.refresh_interval_prompts
+    interval = min(pace.refresh_interval_prompts, max(1, last.num_prompts))
+    return new_tasks or num_prompts - last.num_prompts >= interval
 
 
 def is_in_flight(member: Member, *, now_seconds: float, pace: Pace) -> bool:
@@ -66,13 +70,13 @@ def is_in_flight(member: Member, *, now_seconds: float, pace: Pace) -> bool:
     return now_seconds - member.planned_at_seconds < pace.apply_deadline_seconds
 
 
-def build_plan(member: Member, demand: FloatGrid, *, planner: ResidencyPlanner, grid: ExpertGrid) -> Plan:
+def build_plan(
+    state: WorkerState, last: Plan | None, demand: FloatGrid, planner: ResidencyPlanner, grid: ExpertGrid
+) -> Plan:
     """Epochs go on from what the worker has applied: it may have had plans from a loader before this one."""
-    state = member.state
     favoured = favour_residents(demand, state.resident)
     wanted = planner.plan(favoured, num_slots=state.num_slots, grid=grid)
-    last_epoch = 0 if member.plan is None else member.plan.epoch
-    return Plan(epoch=max(last_epoch, state.applied_epoch) + 1, wanted=wanted, demand=demand)
+    return Plan(epoch=max(last.epoch if last else 0, state.applied_epoch) + 1, wanted=wanted, demand=demand)
 
 
 def is_worth_sending(member: Member, plan: Plan, basis: Basis) -> bool:
@@ -132,11 +136,11 @@ class PlanningLoop:
         await self._first_asked.wait()
         while True:
             seen = self._news.count
-            in_flight = self.plan_once()
+            in_flight = await self.plan_once()
             await asyncio.sleep(self._pace.settle_seconds)
             await self._news.after(seen, timeout_seconds=self._pace.apply_deadline_seconds if in_flight else None)
 
-    def plan_once(self) -> bool:
+    async def plan_once(self) -> bool:
         """A plan for each worker that is free for one and would learn from it. Whether any plan is in flight then."""
         now_seconds = self._clock()
         demand = self._forecast.demand(self._mix.task_tokens)
@@ -144,7 +148,8 @@ class PlanningLoop:
             basis = self._basis_of(member)
             if member.basis == basis or is_in_flight(member, now_seconds=now_seconds, pace=self._pace):
                 continue
-            plan = build_plan(member, demand, planner=self._planner, grid=self._grid)
+            # A large model takes a tenth of a second: heartbeats and pulls go on meanwhile.
+            plan = await asyncio.to_thread(build_plan, member.state, member.plan, demand, self._planner, self._grid)
             if is_worth_sending(member, plan, basis):
                 member.offer(plan, now_seconds=now_seconds)
                 _log.debug("worker %s gets plan %d", member.state.worker_id, plan.epoch)

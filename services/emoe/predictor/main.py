@@ -49,6 +49,8 @@ async def serving(settings: PredictorSettings) -> AsyncIterator[ServiceHost]:
     """A predictor that answers at the host's address; leaving saves what was learnt and ends it."""
     learning = Learning(half_life_tokens=settings.half_life_tokens)
     async with service_host(settings, name="predictor") as host:
+        if settings.prior is not None:
+            learning.remember(state.load_prior(settings.prior))
         keeper = _open_state(learning, settings.state_dir)
         PredictorService(learning).register(host)
         await host.start()

@@ -15,6 +15,8 @@ class PredictorSettings(ServiceSettings):
 
     state_dir: Path | None = None
     """Where what was learnt outlives a restart; made if missing. Without it a restart begins afresh."""
+    prior: Path | None = None
+    """A state file from elsewhere, such as one that ships with a model: where to begin with models never seen here."""
     half_life_tokens: float = Field(default=50_000.0, gt=0, allow_inf_nan=False)
     """After so many more tokens of its task, a routing count weighs half."""
     save_interval_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)

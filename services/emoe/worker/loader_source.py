@@ -21,6 +21,11 @@ from emoe.v1 import loader_pb2_grpc
 CALL_SECONDS = 30.0
 GIVE_UP_SECONDS = 60.0
 RETRY_SECONDS = 0.25
+WORTH_ANOTHER_TRY = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 
 
 class LoaderSource:
@@ -37,7 +42,7 @@ class LoaderSource:
                 return self._pull(expert, buffer)
             except grpc.RpcError as error:
                 code = error.code()
-                if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if code not in WORTH_ANOTHER_TRY:
                     raise CheckpointError(f"the loader refuses expert {expert}: {error.details()}") from error
                 if time.monotonic() > deadline:
                     raise NotReadyError(f"the loader at {self._loader} is away: {error.details()}") from error

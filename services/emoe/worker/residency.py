@@ -229,13 +229,14 @@ class Residency:
         """A neighbour that is away is asked again a little later; bytes that can never be right are not."""
         self.table.abort(expert)
         self.counters.num_loads_failed += 1
+        level = logging.DEBUG if expert in self.failed else logging.ERROR
+        log.log(level, "expert %d of layer %d was not loaded: %s", expert.index, expert.layer, error)
         if isinstance(error, NotReadyError):
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if self._wanted[expert.layer, expert.index]:
                 self._pending.append(expert)
         else:
             self.failed.add(expert)
-        log.error("expert %d of layer %d was not loaded: %s", expert.index, expert.layer, error)
 
     def _evict(self, expert: ExpertId) -> None:
         self.table.evict(expert)

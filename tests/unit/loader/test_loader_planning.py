@@ -80,7 +80,7 @@ class Bench:
 
     async def turn(self) -> None:
         await self.loop.ask_if_due()
-        self.loop.plan_once()
+        await self.loop.plan_once()
 
     def apply(self, member: Member) -> None:
         assert member.plan is not None
