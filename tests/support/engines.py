@@ -12,8 +12,10 @@ from emoe.core.budget import slot_bytes
 from emoe.core.experts import BoolGrid
 from emoe.core.generation import Sampling
 from emoe.store.store import ExpertStore
+from emoe.worker import experts
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
 from emoe.worker.engine import Engine
+from emoe.worker.loading import experts_modules
 from emoe.worker.sequence import Sequence as EngineSequence
 from emoe.worker.sources import LocalSource
 
@@ -29,6 +31,7 @@ def open_parts(
     plan: BoolGrid | None = None,
     max_concurrency: int = 8,
     step_tokens: int = 1024,
+    device: str = "cpu",
 ) -> Iterator[EngineParts]:
     """All experts fit unless `num_slots` is given. Reroute mode starts from `plan`, or as a worker would."""
     with ExpertStore.open(folder) as store:
@@ -39,6 +42,7 @@ def open_parts(
             max_context=MAX_CONTEXT,
             max_concurrency=max_concurrency,
             step_tokens=step_tokens,
+            device=device,
         )
         parts = build_parts(store, LocalSource(store), options)
         assert parts.residency.arena.num_slots == slots
@@ -84,3 +88,9 @@ def assert_logits_close(ours: torch.Tensor, reference: torch.Tensor) -> None:
     """Within 1e-5 of the largest logit's size: what float32 keeps through a few layers."""
     scale = max(1.0, float(reference.abs().max()))
     torch.testing.assert_close(ours, reference, rtol=0.0, atol=1e-5 * scale)
+
+
+def use_grouped(parts: EngineParts, *, grouped: bool) -> None:
+    """Computes experts by grouped products, or by the loop, whatever the device would choose."""
+    for module in experts_modules(parts.model).values():
+        getattr(module, experts.LINK).grouped = grouped

@@ -30,7 +30,7 @@ class SlotArena:
         self.layout = layout
         self.slots_SB = torch.empty(num_slots, slot_bytes, dtype=torch.uint8, device=device)
         assert self.slots_SB.data_ptr() % SLOT_ALIGNMENT_BYTES == 0, "torch aligns what it allocates"
-        dtype = DTYPES[layout.parts[0].dtype]
+        dtype = self.dtype = DTYPES[layout.parts[0].dtype]
         self._views = {
             part.name: torch.as_strided(
                 self.slots_SB.view(dtype),

@@ -19,8 +19,9 @@ from emoe.store.store import ExpertStore
 from emoe.worker import experts
 from emoe.worker.arena import SlotArena
 from emoe.worker.engine import Engine
-from emoe.worker.experts import LayerExperts, ResidentMask, StepRouting, reroute_hook
+from emoe.worker.experts import DeviceTable, LayerExperts, StepRouting, reroute_hook
 from emoe.worker.families import family_of
+from emoe.worker.grouped import can_group
 from emoe.worker.kv import KvCache
 from emoe.worker.loading import experts_modules, load_model, router_modules
 from emoe.worker.residency import Residency
@@ -48,7 +49,7 @@ class EngineParts:
 
     model: Any
     residency: Residency
-    mask: ResidentMask
+    table: DeviceTable
     routing: StepRouting
     eos_token_ids: frozenset[int]
     options: EngineOptions
@@ -58,7 +59,7 @@ class EngineParts:
         return Engine(
             model=self.model,
             residency=self.residency,
-            mask=self.mask,
+            table=self.table,
             routing=self.routing,
             kv=KvCache(num_rows=options.max_concurrency, max_context=options.max_context),
             device=torch.device(options.device),
@@ -71,15 +72,18 @@ def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions
     """Loads the base model and sets the arena up; no expert is loaded yet."""
     residency = build_residency(store, source, options)
     model = load_model(store, torch.device(options.device))
-    routing, mask = StepRouting(), ResidentMask(residency, torch.device(options.device))
+    routing, table = StepRouting(), DeviceTable(residency, torch.device(options.device))
+    grouped = options.miss_policy == "reroute" and can_group(residency.arena, torch.device(options.device))
     for layer, module in experts_modules(model).items():
-        link = LayerExperts(layer, residency=residency, routing=routing, mode=options.miss_policy)
+        link = LayerExperts(
+            layer, residency=residency, table=table, routing=routing, mode=options.miss_policy, grouped=grouped
+        )
         setattr(module, experts.LINK, link)
     if options.miss_policy == "reroute":
         family = family_of(store.family)
         for layer, router in router_modules(model, family).items():
-            router.register_forward_hook(reroute_hook(family, layer, mask, routing))
-    return EngineParts(model, residency, mask, routing, read_eos_token_ids(store), options)
+            router.register_forward_hook(reroute_hook(family, layer, table, routing))
+    return EngineParts(model, residency, table, routing, read_eos_token_ids(store), options)
 
 
 def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> Residency:

@@ -19,7 +19,7 @@ from emoe.core.experts import CountGrid
 from emoe.core.generation import Sampling
 from emoe.worker.attention import AttentionStep
 from emoe.worker.batch import PrefillChunk, StepBatch
-from emoe.worker.experts import ResidentMask, StepRouting
+from emoe.worker.experts import DeviceTable, StepRouting
 from emoe.worker.kv import KvCache
 from emoe.worker.residency import Residency
 from emoe.worker.sampling import Draw, sample
@@ -44,7 +44,7 @@ class Engine:
         *,
         model: Any,
         residency: Residency,
-        mask: ResidentMask,
+        table: DeviceTable,
         routing: StepRouting,
         kv: KvCache,
         device: torch.device,
@@ -58,7 +58,7 @@ class Engine:
         self.logits_NV: torch.Tensor | None = None
         """The last step's logits, one row an event; for comparisons."""
         self._model = model
-        self._mask = mask
+        self._table = table
         self._routing = routing
         self._kv = kv
         self._device = device
@@ -98,7 +98,7 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Advances every running sequence. A fault of one expert fails the sequences that need it, no others."""
         self.residency.advance(now_seconds=time.monotonic())
-        self._mask.refresh()
+        self._table.refresh()
         self._routing.begin()
         batch, spans = self._build()
         if not spans:

@@ -15,8 +15,10 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from emoe.core.experts import BoolGrid
+from emoe.core.slots import ABSENT
 from emoe.worker.arena import SlotArena
 from emoe.worker.families import Family
+from emoe.worker.grouped import grouped_experts
 from emoe.worker.residency import Residency
 
 NAME = "emoe"
@@ -57,31 +59,51 @@ class StepRouting:
 
 
 class LayerExperts:
-    """One MoE layer's link to residency. `mode` "load" waits for missing experts; "reroute" never sees one."""
+    """One MoE layer's link to residency. `mode` "load" waits for missing experts; "reroute" never sees one.
 
-    def __init__(self, layer: int, *, residency: Residency, routing: StepRouting, mode: str) -> None:
+    `grouped`: compute by `grouped_experts`, which only reroute mode may.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        *,
+        residency: Residency,
+        table: DeviceTable,
+        routing: StepRouting,
+        mode: str,
+        grouped: bool = False,
+    ) -> None:
         self.layer = layer
         self.residency = residency
+        self.table = table
         self.routing = routing
         self.mode = mode
+        self.grouped = grouped
 
 
-class ResidentMask:
-    """Which experts are resident, on the device, refreshed when residency has changed: no step waits for the host."""
+class DeviceTable:
+    """The slot table on the device, refreshed when residency has changed: no reroute step waits for the host."""
 
     def __init__(self, residency: Residency, device: torch.device) -> None:
         self._residency = residency
         self._version = -1
-        self._mask_LE = torch.zeros(residency.grid.shape, dtype=torch.bool, device=device)
+        self._slot_of_LE = torch.full(residency.grid.shape, ABSENT, dtype=torch.int32, device=device)
 
     def refresh(self) -> None:
         """Between two steps."""
         if self._version != self._residency.version:
-            self._mask_LE.copy_(torch.from_numpy(self._residency.table.resident), non_blocking=True)
+            self._slot_of_LE.copy_(torch.from_numpy(self._residency.table.slot_of))
+            self._resident_LE = self._slot_of_LE != ABSENT
             self._version = self._residency.version
 
-    def layer(self, layer: int) -> torch.Tensor:
-        return self._mask_LE[layer]
+    def resident(self, layer: int) -> torch.Tensor:
+        """[E]"""
+        return self._resident_LE[layer]
+
+    def slots(self, layer: int) -> torch.Tensor:
+        """[E], ABSENT for those that are not resident."""
+        return self._slot_of_LE[layer]
 
 
 def experts_forward(
@@ -89,6 +111,9 @@ def experts_forward(
 ) -> torch.Tensor:
     """hidden [T, D], ids [T, K], weights [T, K] -> [T, D]."""
     link: LayerExperts = getattr(module, LINK)
+    if link.grouped:
+        slots_TK = link.table.slots(link.layer)[topk_ids_TK]
+        return grouped_experts(module, link.residency.arena, hidden_TD, slots_TK, topk_weights_TK)
     groups = TokenGroups(topk_ids_TK)
     work = _Work(module, link.residency.arena, groups.gather(hidden_TD))
     table = link.residency.table.slot_of[link.layer]
@@ -172,13 +197,13 @@ class _Work:
             torch.mm(x, weight, out=out)
 
 
-def reroute_hook(family: Family, layer: int, mask: ResidentMask, routing: StepRouting):  # type: ignore[no-untyped-def]
+def reroute_hook(family: Family, layer: int, table: DeviceTable, routing: StepRouting):  # type: ignore[no-untyped-def]
     """A forward hook for a router: records what it wanted, and gives its choice among the residents instead."""
 
     def choose(router: torch.nn.Module, _args: object, output: tuple[torch.Tensor, torch.Tensor, torch.Tensor]):  # type: ignore[no-untyped-def]
         logits_TE, _, wanted_ids_TK = output
         routing.record(layer, wanted_ids_TK)
-        return logits_TE, *family.reroute(router, logits_TE, mask.layer(layer))
+        return logits_TE, *family.reroute(router, logits_TE, table.resident(layer))
 
     return choose
 
