@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from emoe.cli.bench import bench_app
 from emoe.cli.reporting import reported_errors
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 serve_app = typer.Typer(help="Start one service in this process.", no_args_is_help=True)
 app.add_typer(serve_app, name="serve")
+app.add_typer(bench_app, name="bench")
 
 SERVE_HELP = {
     "scheduler": "The front door: queues requests and hands each to the worker that suits its task best.",

@@ -16,6 +16,9 @@ from emoe.runtime.errors import retry_after_seconds
 from emoe.v1 import generation_pb2, scheduler_pb2_grpc
 
 
+MIN_TIMED_TOKENS = 4
+
+
 class PromptForm(enum.Enum):
     """How the prompt reaches the model."""
 
@@ -51,10 +54,10 @@ class Answer:
 
     @property
     def decode_tokens_per_second(self) -> float | None:
-        """Of the tokens after the first; None if there were none."""
+        """Of the tokens after the first; None if they are too few to time: some arrive together."""
         num_later_tokens = self.usage.num_completion_tokens - 1
         seconds = self.total_seconds - self.ttft_seconds
-        return num_later_tokens / seconds if num_later_tokens > 0 and seconds > 0 else None
+        return num_later_tokens / seconds if num_later_tokens >= MIN_TIMED_TOKENS and seconds > 0 else None
 
     @property
     def hit_rate(self) -> float | None:

@@ -52,6 +52,10 @@ class LocalSystem:
         return self._supervisor.announcement(SCHEDULER).address
 
     @property
+    def worker_address(self) -> str:
+        return self._supervisor.announcement(WORKER).address
+
+    @property
     def loader_address(self) -> str:
         return self._supervisor.announcement(LOADER).address
 

@@ -80,6 +80,11 @@ class Engine:
         return len(self._waiting)
 
     @property
+    def num_kv_bytes(self) -> int:
+        """Of the blocks made so far: all of them after the first step."""
+        return self._kv.num_bytes
+
+    @property
     def sequences(self) -> list[Sequence]:
         return [*self._running, *self._waiting]
 

@@ -1,0 +1,22 @@
+"""A view of a checkpoint whose answers never end by themselves: links to its files, and no end-of-answer token.
+
+A request cannot ask a worker to ignore the end of an answer, and answers of different lengths cannot be compared.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def link_endless(model: Path, folder: Path) -> Path:
+    """Fills `folder`, which is empty, and returns it. config.json stays as it is: the model's digest too."""
+    for path in model.resolve().iterdir():
+        if path.is_file() and path.name != GENERATION_CONFIG:
+            (folder / path.name).symlink_to(path)
+    published = model / GENERATION_CONFIG
+    settings = json.loads(published.read_text()) if published.exists() else {}
+    (folder / GENERATION_CONFIG).write_text(json.dumps(settings | {"eos_token_id": None}))
+    return folder

@@ -1,0 +1,118 @@
+"""What the benchmarks give: a row a measurement, and the report that says where and how it was taken.
+
+Plain values, for a table or JSON. Rates and times are medians over the repeats; `samples` has every repeat's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """`load_average` is the last minute's when the benchmark began: above 0, something else was running."""
+
+    cpu: str
+    num_cpus: int
+    threads: int
+    load_average: float
+    python: str
+    torch: str
+    transformers: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One batch of answers: until every one has its first token, and until all are whole."""
+
+    prefill_seconds: float
+    total_seconds: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineRow:
+    """The ratios are to the better of transformers' rows of the same batch; None in those themselves."""
+
+    engine: str
+    mode: str
+    batch: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    total_tokens_per_second: float
+    """New tokens over all of the time, prefill too."""
+    samples: tuple[Timing, ...]
+    prefill_ratio: float | None = None
+    decode_ratio: float | None = None
+    total_ratio: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryRow:
+    """Anonymous memory of a process of its own. `overhead_bytes` is what the peak has beside all that is named here."""
+
+    engine: str
+    budget: str
+    peak_bytes: int
+    load_peak_bytes: int
+    """Before the first prompt."""
+    after_bytes: int
+    bare_bytes: int
+    """Of a process that has only imported the libraries."""
+    base_bytes: int
+    slot_bytes: int
+    """The arena; for transformers, all experts."""
+    kv_bytes: int
+    overhead_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadRow:
+    """One cold token. `device_bytes`: what storage delivered, in whole pages; None where the system does not tell."""
+
+    token: int
+    num_experts: int
+    needed_bytes: int
+    asked_bytes: int
+    device_bytes: int | None
+    asked_ratio: float
+    device_ratio: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopSample:
+    """One closed loop: every client sends its next request when the last one is answered."""
+
+    num_tokens: int
+    wall_seconds: float
+    ttft_seconds: tuple[float, ...]
+    """Of each request."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServiceRow:
+    """`path`: through the scheduler, straight to the worker, or the engine in its own process. Ratios are to the
+    last."""
+
+    path: str
+    clients: int
+    tokens_per_second: float
+    ttft_p50_seconds: float
+    tokens_ratio: float | None
+    ttft_ratio: float | None
+    samples: tuple[LoopSample, ...]
+
+
+Row = EngineRow | MemoryRow | ReadRow | ServiceRow
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """`settings`: the command's options as they were used, repeats among them."""
+
+    benchmark: str
+    model: str
+    family: str
+    machine: Machine
+    settings: Mapping[str, object]
+    rows: tuple[Row, ...]

@@ -1,0 +1,134 @@
+"""`emoe bench ...`: the options of each benchmark. Imports stay inside the commands, as in `commands`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from emoe.cli.reporting import reported_errors
+
+bench_app = typer.Typer(help="Measure emoe on this machine, against transformers where it can.", no_args_is_help=True)
+
+ModelArgument = Annotated[
+    Path | None, typer.Argument(help="Checkpoint folder as published. Default: the small model that ships.")
+]
+PromptTokensOption = Annotated[int, typer.Option(min=1, help="Random tokens of each prompt.")]
+NewTokensOption = Annotated[int, typer.Option(min=1, help="Tokens of each answer.")]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="Figures are medians of so many.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads for computing.", show_default="what the cgroup allows")
+]
+JsonFileOption = Annotated[
+    Path | None, typer.Option("--json", help="Write the report there as JSON; - prints it instead of the table.")
+]
+
+
+@bench_app.command()
+def engine(
+    model: ModelArgument = None,
+    batches: Annotated[str, typer.Option(help="Prompts at once, separated by commas.")] = "1,8,32",
+    prompt_tokens: PromptTokensOption = 128,
+    new_tokens: NewTokensOption = 48,
+    repeats: RepeatsOption = 5,
+    threads: ThreadsOption = None,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Tokens a second with all experts resident, against transformers' static batch in the same process."""
+    from emoe.cli.bench_report import give, say
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors():
+        from emoe.bench.engine import EngineSettings, bench_engine
+
+        settings = EngineSettings(
+            batches=parse_counts("--batches", batches),
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            threads=threads,
+        )
+        give(bench_engine(resolve_model(model), settings, say=say), json_file)
+
+
+@bench_app.command()
+def memory(
+    model: ModelArgument = None,
+    budgets: Annotated[str, typer.Option(help="Expert memory of each row, separated by commas.")] = "100%,50%,25%",
+    prompt_tokens: PromptTokensOption = 128,
+    new_tokens: NewTokensOption = 32,
+    threads: ThreadsOption = None,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Peak anonymous memory in exact mode at each budget, against transformers; a process each."""
+    from emoe.cli.bench_report import give, say
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors():
+        from emoe.bench.memory import MemorySettings, bench_memory
+
+        settings = MemorySettings(
+            budgets=tuple(piece.strip() for piece in budgets.split(",")),
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            threads=threads,
+        )
+        give(asyncio.run(bench_memory(resolve_model(model), settings, say=say)), json_file)
+
+
+@bench_app.command()
+def reads(
+    model: ModelArgument = None,
+    tokens: Annotated[int, typer.Option(min=1, max=32, help="Tokens to decode, each of them cold.")] = 3,
+    threads: ThreadsOption = None,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Bytes that a cold token reads, against those of the experts that it needs."""
+    from emoe.cli.bench_report import give, say
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors():
+        from emoe.bench.reads import ReadSettings, bench_reads
+
+        settings = ReadSettings(num_tokens=tokens, threads=threads)
+        give(bench_reads(resolve_model(model), settings, say=say), json_file)
+
+
+@bench_app.command()
+def services(
+    model: ModelArgument = None,
+    clients: Annotated[str, typer.Option(help="Clients at once, separated by commas.")] = "1,16",
+    prompt_tokens: PromptTokensOption = 128,
+    new_tokens: NewTokensOption = 64,
+    requests: Annotated[int, typer.Option(min=1, help="Requests of each client in a repeat.")] = 3,
+    repeats: RepeatsOption = 5,
+    threads: ThreadsOption = None,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Tokens a second and TTFT through the four services, against the engine in a process of its own."""
+    from emoe.cli.bench_report import give, say
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors():
+        from emoe.bench.services import ServiceSettings
+        from emoe.cli.bench_services import run_services
+
+        settings = ServiceSettings(
+            clients=parse_counts("--clients", clients),
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            requests_per_client=requests,
+            repeats=repeats,
+            threads=threads,
+        )
+        give(run_services(resolve_model(model), settings, say=say), json_file)
+
+
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """`1,8,32`; typer.BadParameter for anything else."""
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not all(piece.isascii() and piece.isdigit() and int(piece) for piece in pieces):
+        raise typer.BadParameter(f"{text!r} must be counts from 1 up, separated by commas", param_hint=option)
+    return tuple(int(piece) for piece in pieces)
