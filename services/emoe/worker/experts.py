@@ -122,13 +122,21 @@ def experts_forward(
         for ready, failed in link.residency.load_for(link.layer, groups.spans):
             work.run([(int(table[expert]), *groups.spans[expert]) for expert in ready])
             for expert in failed:
-                start, stop = groups.spans[expert]
-                work.out_RD[start:stop] = 0
-                link.routing.failed_tokens.update(groups.tokens(start, stop))
+                _fail(link, groups, work, expert)
     else:
-        work.run([(int(table[expert]), *span) for expert, span in groups.spans.items()])
+        present = {expert: span for expert, span in groups.spans.items() if table[expert] >= 0}
+        work.run([(int(table[expert]), *span) for expert, span in present.items()])
+        for expert in groups.spans.keys() - present.keys():  # only logits that are no numbers lead here
+            _fail(link, groups, work, expert)
     weighted_TKD = groups.scatter(work.out_RD) * topk_weights_TK[..., None]
     return weighted_TKD.sum(dim=1).to(hidden_TD.dtype)
+
+
+def _fail(link: LayerExperts, groups: TokenGroups, work: _Work, expert: int) -> None:
+    """This expert's tokens get nothing of it, and their sequences end with the step."""
+    start, stop = groups.spans[expert]
+    work.out_RD[start:stop] = 0
+    link.routing.failed_tokens.update(groups.tokens(start, stop))
 
 
 class TokenGroups:

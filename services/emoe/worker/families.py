@@ -33,7 +33,8 @@ class Family:
 def _softmax_then_topk(router: Any, logits_TE: torch.Tensor, resident_E: torch.Tensor) -> Choice:
     """Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE: softmax over the residents, the K best, normalised if the family does."""
     probs_TE = logits_TE.float().masked_fill(~resident_E, NEVER).softmax(-1)
-    weights_TK, ids_TK = probs_TE.topk(router.top_k, dim=-1)
+    # A resident's probability may round to the 0 that absent experts have: these must still lose.
+    weights_TK, ids_TK = probs_TE.masked_fill(~resident_E, NEVER).topk(router.top_k, dim=-1)
     if getattr(router, "norm_topk_prob", True):
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
     return weights_TK.to(logits_TE.dtype), ids_TK

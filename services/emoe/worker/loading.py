@@ -66,7 +66,9 @@ def _layer_in(module_name: str) -> int:
 def _load_base(model: Any, store: ExpertStore, family: Family, device: torch.device) -> None:
     state: dict[str, torch.Tensor] = {}
     expected = model.state_dict()
-    kept: tuple[str, ...] = (*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ()))
+    kept: set[str] = set(model._keep_in_fp32_modules_strict or ())
+    if model.dtype == torch.float16:
+        kept |= set(model._keep_in_fp32_modules or ())
     for key, entry in store.base_tensors.items():
         name = key
         for published, own in family.key_renames:

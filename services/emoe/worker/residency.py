@@ -15,17 +15,20 @@ from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 
-from emoe.core.errors import EmoeError, NotReadyError, PlanError
+from emoe.core.errors import CheckpointError, EmoeError, NotReadyError, PlanError
 from emoe.core.eviction import EvictionPolicy
 from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid, from_grid
 from emoe.core.slots import ABSENT, SlotTable
 from emoe.worker.arena import SlotArena
+from emoe.worker.swaps import leaving_order, loading_order
 from emoe.worker.transfer import Transfer
 
 log = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_SECONDS = 120.0
 RETRY_SECONDS = 1.0
+QUIET_SECONDS = 10.0
+"""A source that stays away is an error in the log once, not once an expert."""
 
 _Load = concurrent.futures.Future[Callable[[], None]]
 
@@ -72,6 +75,9 @@ class Residency:
         self._pending: collections.deque[ExpertId] = collections.deque()
         self.failed: set[ExpertId] = set()
         """Experts of the last plan whose bytes can never be right; the plan is applied without them."""
+        self.last_error = ""
+        self._quiet_until = 0.0
+        self._routable_version = -1
 
     # plans
 
@@ -82,8 +88,7 @@ class Residency:
         self.failed.clear()
         weights = wanted.astype(np.float64) if demand is None else demand
         self._eviction.set_demand(weights)
-        missing = from_grid(self._wanted & ~self.table.resident)
-        self._pending = collections.deque(sorted(missing, key=lambda e: (e.layer, -weights[e.layer, e.index])))
+        self._pending = collections.deque(loading_order(self._wanted & ~self.table.resident, weights, self.grid.rule))
 
     @property
     def is_settled(self) -> bool:
@@ -109,13 +114,30 @@ class Residency:
             self.applied_epoch = self._epoch
 
     def wait_until_settled(self, *, timeout_seconds: float) -> None:
-        """Start-up: applies the plan in full. NotReadyError when it takes longer."""
+        """Start-up: applies the plan in full. NotReadyError when it takes longer; CheckpointError when experts that can
+        never be read leave a layer without enough to choose from."""
         deadline = time.monotonic() + timeout_seconds
         while not self._settled:
             self.advance(now_seconds=time.monotonic())
-            concurrent.futures.wait(self._loads.values(), timeout=1.0, return_when=concurrent.futures.FIRST_COMPLETED)
-            if time.monotonic() > deadline:
-                raise NotReadyError(f"the first experts were not loaded within {timeout_seconds:.0f} s")
+            if self._loads:
+                concurrent.futures.wait(self._loads.values(), 1.0, concurrent.futures.FIRST_COMPLETED)
+            elif not self._settled:
+                time.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
+            if time.monotonic() > deadline and not self._settled:
+                raise NotReadyError(
+                    f"the first experts were not loaded within {timeout_seconds:.0f} s: {self.last_error or 'slow source'}"
+                )
+        self.check_routable()
+
+    def check_routable(self) -> None:
+        """Before a step that reroutes. CheckpointError when a layer has too few residents to choose from: what it
+        computed would be no numbers."""
+        if not self._keep_routable or self._routable_version == self.version:
+            return
+        for layer in self.grid.moe_layers:
+            if not self.grid.rule.is_routable(self.table.resident[layer]):
+                raise CheckpointError(f"layer {layer} has too few experts to route among: {self.last_error}")
+        self._routable_version = self.version
 
     def _check(self, wanted: BoolGrid) -> None:
         if wanted.shape != self.grid.shape:
@@ -129,28 +151,32 @@ class Residency:
                 raise PlanError(f"a plan that keeps {int(wanted[layer].sum())} experts leaves layer {layer} unroutable")
 
     def _evict_unwanted(self, first_layer: int) -> bool:
-        """Frees one slot of an expert that no plan wants, of the newcomer's own layer if there is one."""
-        unwanted = list(from_grid(self.table.resident & ~self._wanted))
-        for expert in sorted(unwanted, key=lambda e: (e.layer != first_layer, e)):
-            if not self._keep_routable or self._routable_without(expert):
-                self._evict(expert)
+        """Frees slots of experts that no plan wants, never leaving a layer unroutable."""
+        unwanted = self.table.resident & ~self._wanted
+        for leaving in leaving_order(unwanted, self.grid.rule, first_layer=first_layer):
+            if not self._keep_routable or self._routable_without(leaving):
+                for expert in leaving:
+                    self._evict(expert)
                 return True
         return False
 
-    def _routable_without(self, expert: ExpertId) -> bool:
-        rest = self.table.resident[expert.layer].copy()
-        rest[expert.index] = False
+    def _routable_without(self, leaving: list[ExpertId]) -> bool:
+        """`leaving` are of one layer."""
+        rest = self.table.resident[leaving[0].layer].copy()
+        rest[[expert.index for expert in leaving]] = False
         return self.grid.rule.is_routable(rest)
 
     def _replace_layer(self, layer: int) -> None:
-        """The way out when staging cannot hold a whole new routing group: swap one layer between two steps, waiting."""
+        """The last way out, when staging cannot hold what makes the old experts dispensable: swaps one layer between
+        two steps, waiting."""
         for expert in list(from_grid(self.table.resident & ~self._wanted)):
             if expert.layer == layer:
                 self._evict(expert)
         for expert in from_grid(self._wanted & ~self.table.resident):
             if expert.layer == layer and self.table.num_free:
                 self._begin(expert)
-        self._wait(list(self._loads))
+        while self._loads:
+            self._wait(list(self._loads))
 
     # exact mode
 
@@ -206,37 +232,45 @@ class Residency:
 
     def _begin(self, expert: ExpertId) -> None:
         slot = self.arena.bytes_of(self.table.begin_load(expert))
-        self._loads[expert] = self._executor.submit(self._transfer.load, expert, slot)
+        self._loads[expert] = self._executor.submit(self._transfer.load, expert, slot, self._transfer.fence())
 
     def _commit_done(self) -> tuple[list[ExpertId], list[ExpertId]]:
         arrived, failed = [], []
         for expert, load in [(e, f) for e, f in self._loads.items() if f.done()]:
             del self._loads[expert]
-            try:
-                load.result()()
-            except (EmoeError, OSError) as error:
+            error = load.exception()
+            if error is not None:
                 self._give_up(expert, error)
                 failed.append(expert)
-            else:
-                self.table.commit(expert)
-                self.counters.num_experts_loaded += 1
-                self.counters.num_bytes_loaded += self.arena.layout.num_bytes
-                self.version += 1
-                arrived.append(expert)
+                continue
+            self.table.commit(expert)
+            self.counters.num_experts_loaded += 1
+            self.counters.num_bytes_loaded += self.arena.layout.num_bytes
+            self.version += 1
+            load.result()()
+            arrived.append(expert)
         return arrived, failed
 
-    def _give_up(self, expert: ExpertId, error: Exception) -> None:
-        """A neighbour that is away is asked again a little later; bytes that can never be right are not."""
+    def _give_up(self, expert: ExpertId, error: BaseException) -> None:
+        """A neighbour that is away is asked again a little later; bytes that can never be right are not. Whatever else
+        went wrong on the loading thread costs this expert alone, and its slot is free again."""
         self.table.abort(expert)
         self.counters.num_loads_failed += 1
-        level = logging.DEBUG if expert in self.failed else logging.ERROR
-        log.log(level, "expert %d of layer %d was not loaded: %s", expert.index, expert.layer, error)
+        self.last_error = f"expert {expert.index} of layer {expert.layer} could not be loaded: {error}"
+        again = expert in self.failed or (isinstance(error, NotReadyError) and time.monotonic() < self._quiet_until)
+        unexpected = None if isinstance(error, EmoeError | OSError) else error
+        log.log(logging.DEBUG if again else logging.ERROR, "%s", self.last_error, exc_info=unexpected)
         if isinstance(error, NotReadyError):
             self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
             if self._wanted[expert.layer, expert.index]:
                 self._pending.append(expert)
         else:
             self.failed.add(expert)
+
+    def close(self) -> None:
+        """Loads that have not begun never will; those under way end on their own when their source is closed."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _evict(self, expert: ExpertId) -> None:
         self.table.evict(expert)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import logging
 import threading
 import time
@@ -42,9 +43,10 @@ class EngineRunner:
         self._loop = loop
         self._on_ready = on_ready
         self._commands: collections.deque[Callable[[Engine], None]] = collections.deque()
-        self._sinks: dict[str, Sink] = {}
+        self._sinks: dict[str, tuple[Sequence, Sink]] = {}
         self._wake = threading.Event()
         self._stopping = False
+        self._asked: set[asyncio.Future[Any]] = set()
         self._rebuilds: list[float] = []
         self.failure: BaseException | None = None
         self.finished = asyncio.Event()
@@ -60,7 +62,8 @@ class EngineRunner:
 
     def submit(self, sequence: Sequence, sink: Sink) -> None:
         """On the event loop. `sink` gets every event of the sequence, on the event loop, the last one finished."""
-        self._sinks[sequence.sequence_id] = sink
+        self._check_alive()
+        self._sinks[sequence.sequence_id] = sequence, sink
         self._command(lambda engine: engine.add(sequence))
 
     def cancel(self, sequence_id: str) -> None:
@@ -73,22 +76,33 @@ class EngineRunner:
         return len(self._sinks)
 
     async def ask(self, question: Callable[[Engine], T], *, timeout_seconds: float = 30.0) -> T:
-        """Runs `question` between two steps. NotReadyError if the engine does not come round to it in time."""
+        """Runs `question` between two steps. NotReadyError if the engine ended, or does not come round to it in time:
+        then it is not asked any more."""
+        self._check_alive()
         answer: asyncio.Future[T] = self._loop.create_future()
 
         def carry_out(engine: Engine) -> None:
+            if answer.done():
+                return
             try:
                 result = question(engine)
             except Exception as error:  # noqa: BLE001 - handed to the one who asked
-                self._loop.call_soon_threadsafe(_settle, answer, None, error)
+                self._tell(_settle, answer, None, error)
             else:
-                self._loop.call_soon_threadsafe(_settle, answer, result, None)
+                self._tell(_settle, answer, result, None)
 
+        self._asked.add(answer)
         self._command(carry_out)
         try:
             return await asyncio.wait_for(answer, timeout_seconds)
         except TimeoutError:
-            raise NotReadyError(f"the engine did not answer within {timeout_seconds:.0f} s") from None
+            raise NotReadyError(f"the engine did not answer within {timeout_seconds:g} s") from None
+        finally:
+            self._asked.discard(answer)
+
+    def _check_alive(self) -> None:
+        if self.finished.is_set():
+            raise NotReadyError("the engine of this worker has ended; it comes back when the process is started again")
 
     def _command(self, command: Callable[[Engine], None]) -> None:
         self._commands.append(command)
@@ -102,49 +116,66 @@ class EngineRunner:
             self.failure = error
             log.exception("the engine's thread ends")
         finally:
-            self._loop.call_soon_threadsafe(self.finished.set)
+            self._tell(self._end)
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        """From the engine's thread to the event loop, which may have closed while a long step ran."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+    def _end(self) -> None:
+        """The thread has ended: whoever still waits for it is told."""
+        self.finished.set()
+        for answer in self._asked:
+            _settle(answer, None, NotReadyError("the engine of this worker has ended"))
+        self._deliver(_failures([sequence for sequence, _ in self._sinks.values()], "the engine has ended; try again"))
 
     def _turn(self) -> None:
         self._wake.clear()
-        while self._commands:
-            self._commands.popleft()(self._engine)
-        if not self._engine.has_work:
-            self._engine.residency.advance(now_seconds=time.monotonic())
-            self._wake.wait(IDLE_SECONDS if self._engine.residency.is_settled else LOADING_SECONDS)
-            return
         try:
-            events = self._engine.step()
+            while self._commands:
+                self._commands.popleft()(self._engine)
+            if self._engine.has_work:
+                self._step()
+            else:
+                self._idle()
         except Exception:
             log.exception("a step failed; the engine is rebuilt")
             self._rebuild()
-            return
+
+    def _step(self) -> None:
+        events = self._engine.step()
         if events:
-            self._loop.call_soon_threadsafe(self._deliver, events)
+            self._tell(self._deliver, events)
+
+    def _idle(self) -> None:
+        residency = self._engine.residency
+        residency.advance(now_seconds=time.monotonic())
+        self._wake.wait(IDLE_SECONDS if residency.is_settled else LOADING_SECONDS)
 
     def _deliver(self, events: list[TokenEvent]) -> None:
         for event in events:
             sequence_id = event.sequence.sequence_id
-            sink = self._sinks.pop(sequence_id, None) if event.finished else self._sinks.get(sequence_id)
-            if sink is not None:
-                sink(event)
+            known = self._sinks.pop(sequence_id, None) if event.finished else self._sinks.get(sequence_id)
+            if known is not None:
+                known[1](event)
 
     def _rebuild(self) -> None:
         now = time.monotonic()
         self._rebuilds = [*(t for t in self._rebuilds if now - t < REBUILD_WINDOW_SECONDS), now]
         if len(self._rebuilds) > MAX_REBUILDS:
             raise RuntimeError(f"the engine failed {len(self._rebuilds)} times in {REBUILD_WINDOW_SECONDS:.0f} s")
-        self._loop.call_soon_threadsafe(self._on_ready, False)
-        ended = [
-            TokenEvent(
-                sequence=sequence, finished=True, error="the engine failed in this step and was rebuilt; try again"
-            )
-            for sequence in self._engine.sequences
-        ]
+        self._tell(self._on_ready, False)
+        ended = _failures(self._engine.sequences, "the engine failed in this step and was rebuilt; try again")
         counters, task_counts = self._engine.counters, self._engine.task_counts
         self._engine = self._parts.build_engine()
         self._engine.counters, self._engine.task_counts = counters, task_counts
-        self._loop.call_soon_threadsafe(self._deliver, ended)
-        self._loop.call_soon_threadsafe(self._on_ready, True)
+        self._tell(self._deliver, ended)
+        self._tell(self._on_ready, True)
+
+
+def _failures(sequences: list[Sequence], error: str) -> list[TokenEvent]:
+    return [TokenEvent(sequence=sequence, finished=True, error=error) for sequence in sequences]
 
 
 def _settle(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:

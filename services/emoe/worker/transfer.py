@@ -19,7 +19,11 @@ from emoe.worker.sources import ExpertSource
 class Transfer(Protocol):
     num_staging_bytes: int
 
-    def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
+    def fence(self) -> Any:
+        """On the engine's thread, when a slot was freed: what `load` waits for before it writes there."""
+        ...
+
+    def load(self, expert: ExpertId, slot: torch.Tensor, fence: Any) -> Callable[[], None]:
         """Fills `slot` (uint8) on the calling thread; what it returns is called by the engine before first use."""
         ...
 
@@ -30,7 +34,10 @@ class HostTransfer:
     def __init__(self, source: ExpertSource) -> None:
         self._source = source
 
-    def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
+    def fence(self) -> None:
+        """The engine computes on the calling thread: what it freed it has read."""
+
+    def load(self, expert: ExpertId, slot: torch.Tensor, fence: None) -> Callable[[], None]:  # noqa: ARG002
         self._source.read_into(expert, bytes_view(slot))
         return _nothing
 
@@ -49,17 +56,23 @@ class CudaTransfer:
     ) -> None:
         self._source = source
         self._timeout_seconds = timeout_seconds
+        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         for _ in range(num_buffers):
             self._buffers.put(torch.empty(expert_bytes, dtype=torch.uint8, pin_memory=True))
         self.num_staging_bytes = expert_bytes * num_buffers
 
-    def load(self, expert: ExpertId, slot: torch.Tensor) -> Callable[[], None]:
+    def fence(self) -> torch.cuda.Event:
+        """Kernels that read the slot's last expert may still be queued: the copy comes after them, and only them."""
+        return torch.cuda.current_stream(self._device).record_event()
+
+    def load(self, expert: ExpertId, slot: torch.Tensor, fence: torch.cuda.Event) -> Callable[[], None]:
         buffer = self._buffers.get(timeout=self._timeout_seconds)
         try:
             self._source.read_into(expert, bytes_view(buffer))
             with torch.cuda.stream(self._stream):
+                self._stream.wait_event(fence)
                 slot.copy_(buffer, non_blocking=True)
                 copied = self._stream.record_event()
             copied.synchronize()
