@@ -23,13 +23,13 @@ PROMPTS = [TaskPrompt(task="qa", prompt="Who?", max_tokens=6), TaskPrompt(task="
 ANSWER = Answer(
     text="Nobody.",
     finish_reason=FinishReason.STOP,
-    usage=Usage(num_prompt_tokens=4, num_completion_tokens=3, num_expert_hits=6, num_expert_choices=8),
+    usage=Usage(num_prompt_tokens=4, num_completion_tokens=11, num_expert_hits=6, num_expert_choices=8),
     request_id="r",
     task="qa",
     worker_id="w",
     queue_seconds=0.0,
     ttft_seconds=0.05,
-    total_seconds=0.25,
+    total_seconds=0.30,
 )
 PASSED = DemoRow(task="qa", prompt="Who?", answer=ANSWER, num_resident=6, num_experts=24)
 FAILED = DemoRow(task="code", prompt="def f", failure="UNAVAILABLE: no worker")
@@ -77,7 +77,13 @@ def test_json_says_whether_all_passed() -> None:
     assert describe_demo([PASSED], model="m", total_seconds=1.5)["passed"] is True
 
 
-@pytest.mark.parametrize("figure", ["Nobody.", "50 ms", "10", "75.0%", "6/24", "[UNAVAILABLE: no worker]"])
+@pytest.mark.parametrize("figure", ["Nobody.", "50 ms", "40", "75.0%", "6/24", "[UNAVAILABLE: no worker]"])
 def test_the_table_shows_each_figure(figure: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_demo([PASSED, FAILED])
     assert figure in capsys.readouterr().out
+
+
+def test_no_rate_is_told_of_too_few_tokens() -> None:
+    few = dataclasses.replace(ANSWER, usage=dataclasses.replace(ANSWER.usage, num_completion_tokens=3))
+    assert ANSWER.decode_tokens_per_second == pytest.approx(40)
+    assert few.decode_tokens_per_second is None

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from emoe.bench.failures import BenchmarkError
@@ -45,10 +45,13 @@ class ChildProcess:
 
 
 @contextlib.asynccontextmanager
-async def child_process(module: str, options: Mapping[str, object], *, name: str) -> AsyncIterator[ChildProcess]:
-    """`python -m module OPTIONS`, ended with the block. `name` is what messages call it."""
+async def child_process(
+    module: str, options: Mapping[str, object], *, name: str, prefix: Sequence[str] = ()
+) -> AsyncIterator[ChildProcess]:
+    """`python -m module OPTIONS`, ended with the block. `name` is what messages call it; `prefix` is a command that
+    becomes the one that follows it."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, json.dumps(options)),
+        *(*prefix, sys.executable, "-m", module, json.dumps(options)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,

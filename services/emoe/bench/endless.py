@@ -14,7 +14,8 @@ GENERATION_CONFIG = "generation_config.json"
 def link_endless(model: Path, folder: Path) -> Path:
     """Fills `folder`, which is empty, and returns it. config.json stays as it is: the model's digest too."""
     for path in model.resolve().iterdir():
-        if path.is_file() and path.name != GENERATION_CONFIG:
+        # What emoe keeps beside a checkpoint has a leading dot, and would be written through the link.
+        if path.is_file() and not path.name.startswith(".") and path.name != GENERATION_CONFIG:
             (folder / path.name).symlink_to(path)
     published = model / GENERATION_CONFIG
     settings = json.loads(published.read_text()) if published.exists() else {}

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
+from emoe.bench.failures import BenchmarkError
 from emoe.core.experts import BoolGrid, ExpertGrid, from_grid, to_grid
 from emoe.core.generation import Sampling
 from emoe.store.store import ExpertStore
@@ -33,6 +34,8 @@ def fill(parts: EngineParts) -> None:
     plan = bootstrap_plan if reroute else first_experts
     residency.set_plan(plan(residency.grid, residency.plan_slots), epoch=1)
     residency.wait_until_settled(timeout_seconds=FILL_SECONDS)
+    if residency.failed:
+        raise BenchmarkError(f"{len(residency.failed)} experts cannot be loaded, as the log says; mend the checkpoint")
 
 
 def first_experts(grid: ExpertGrid, num_slots: int) -> BoolGrid:

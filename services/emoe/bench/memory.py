@@ -27,7 +27,9 @@ class MemorySettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Seen:
+class Seen:
+    """One child's anonymous memory, and what it says that it holds of it."""
+
     peak_bytes: int
     load_peak_bytes: int
     after_bytes: int
@@ -46,14 +48,14 @@ async def bench_memory(model: Path, settings: MemorySettings, *, say: Callable[[
         "threads": machine.threads,
     }
     say("a bare process")
-    bare = await _look_at(options | {"engine": "bare"}, name="a bare process")
+    bare = await look_at(options | {"engine": "bare"}, name="a bare process")
     rows = []
     for budget in settings.budgets:
         say(f"emoe at {budget}")
-        seen = await _look_at(options | {"engine": "emoe", "budget": budget}, name=f"emoe at {budget}")
+        seen = await look_at(options | {"engine": "emoe", "budget": budget}, name=f"emoe at {budget}")
         rows.append(_row("emoe", budget, seen, bare.after_bytes, footprint))
     say("transformers")
-    seen = await _look_at(options | {"engine": "transformers"}, name="transformers")
+    seen = await look_at(options | {"engine": "transformers"}, name="transformers")
     rows.append(_row("transformers", "all", seen, bare.after_bytes, footprint))
     return Report(
         benchmark="memory",
@@ -65,12 +67,13 @@ async def bench_memory(model: Path, settings: MemorySettings, *, say: Callable[[
     )
 
 
-async def _look_at(options: dict[str, object], *, name: str) -> _Seen:
-    async with child_process(CHILD, options, name=name) as child, watched(child.pid) as watch:
+async def look_at(options: dict[str, object], *, name: str, prefix: tuple[str, ...] = ()) -> Seen:
+    """`options` are those of `memory_child`; `prefix` as in `child_process`."""
+    async with child_process(CHILD, options, name=name, prefix=prefix) as child, watched(child.pid) as watch:
         await child.ask(step="load")
         load_peak_bytes = watch.peak_bytes
         holding = await child.ask(step="generate")
-        return _Seen(
+        return Seen(
             peak_bytes=watch.peak_bytes,
             load_peak_bytes=load_peak_bytes,
             after_bytes=anonymous_bytes(child.pid),
@@ -78,7 +81,7 @@ async def _look_at(options: dict[str, object], *, name: str) -> _Seen:
         )
 
 
-def _row(engine: str, budget: str, seen: _Seen, bare_bytes: int, footprint: ModelFootprint) -> MemoryRow:
+def _row(engine: str, budget: str, seen: Seen, bare_bytes: int, footprint: ModelFootprint) -> MemoryRow:
     slot_bytes = int(seen.holding.get("slot_bytes", footprint.all_expert_bytes))
     kv_bytes = int(seen.holding["kv_bytes"])
     return MemoryRow(

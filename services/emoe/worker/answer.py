@@ -7,7 +7,10 @@ out together.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
+
+from opentelemetry import trace
 
 from emoe.core.errors import GenerationError
 from emoe.core.generation import FinishReason, Piece, TokenLogprob, Usage
@@ -24,9 +27,14 @@ class Answer:
         self._text = TextStream(tokenizer, sequence.sampling.stop)
         self._arrived: list[TokenEvent] = []
         self._something = asyncio.Event()
+        self._num_tokens = 0
+        self._began_seconds = time.monotonic()
+        self._first_token_seconds: float | None = None
 
     def take(self, event: TokenEvent) -> None:
         """The engine's sink."""
+        if self._first_token_seconds is None:
+            self._first_token_seconds = time.monotonic()
         self._arrived.append(event)
         self._something.set()
 
@@ -39,8 +47,10 @@ class Answer:
         reason: FinishReason | None = None
         for event in events:
             if event.token_id is None:
+                self.is_over = True
                 raise GenerationError(f"request {self.sequence.sequence_id} failed: {event.error}")
             token_ids.append(event.token_id)
+            self._num_tokens += 1
             if event.logprobs:
                 logprobs.append(tuple(self._named(*one) for one in event.logprobs))
             ended = event.token_id in self._eos_token_ids
@@ -62,13 +72,34 @@ class Answer:
             usage=self._usage() if reason is not None else None,
         )
 
+    def describe(self, span: trace.Span) -> None:
+        """What this request did here, on the call's span: in the engine's queue, until its first token, after it."""
+        if not span.is_recording():
+            return
+        sequence, now = self.sequence, time.monotonic()
+        started = sequence.started_seconds or now
+        first = self._first_token_seconds or now
+        span.set_attributes(
+            {
+                "emoe.request_id": sequence.sequence_id,
+                "emoe.task": sequence.task,
+                "emoe.engine_queue_seconds": max(0.0, started - self._began_seconds),
+                "emoe.prefill_seconds": max(0.0, first - started),
+                "emoe.decode_seconds": max(0.0, now - first),
+                "emoe.ttft_seconds": first - self._began_seconds,
+                "emoe.num_prompt_tokens": sequence.num_prompt_tokens,
+                "emoe.num_completion_tokens": self._num_tokens,
+                "emoe.hit_ratio": sequence.num_expert_hits / max(1, sequence.num_expert_choices),
+            }
+        )
+
     def _named(self, token_id: int, logprob: float) -> TokenLogprob:
         return TokenLogprob(token_id=token_id, text=self._tokenizer.decode([token_id]), logprob=logprob)
 
     def _usage(self) -> Usage:
         return Usage(
             num_prompt_tokens=self.sequence.num_prompt_tokens,
-            num_completion_tokens=self.sequence.num_completion_tokens,
+            num_completion_tokens=self._num_tokens,  # the engine may be ahead of a stop string
             num_expert_hits=self.sequence.num_expert_hits,
             num_expert_choices=self.sequence.num_expert_choices,
         )

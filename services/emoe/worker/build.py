@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
 from typing import Any
 
 import numpy as np
 import torch
 
 from emoe.core.budget import slot_bytes, split_budget
+from emoe.core.errors import CheckpointError
 from emoe.core.eviction import EVICTION_POLICIES
 from emoe.core.experts import BoolGrid, ExpertGrid
 from emoe.core.planning import GlobalGreedyPlanner
 from emoe.store.footprint import parse_memory
 from emoe.store.store import ExpertStore
+from emoe.store.strict_json import parse_object
 from emoe.worker import experts
 from emoe.worker.arena import SlotArena
 from emoe.worker.engine import Engine
@@ -122,8 +123,12 @@ def bootstrap_plan(grid: ExpertGrid, num_slots: int) -> BoolGrid:
 def read_eos_token_ids(store: ExpertStore) -> frozenset[int]:
     """generation_config.json decides where there is one, config.json else; each gives one id, several or none."""
     path = store.folder / "generation_config.json"
-    generation = json.loads(path.read_text()) if path.exists() else {}
+    try:
+        generation = parse_object(path.read_bytes()) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); fetch the file again") from error
     ids = generation.get("eos_token_id", store.config.get("eos_token_id"))
-    if ids is None:
-        return frozenset()
-    return frozenset(ids) if isinstance(ids, list) else frozenset({ids})
+    listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(type(token_id) is int for token_id in listed):
+        raise CheckpointError(f"{path}: eos_token_id must be a token id or a list of them, not {ids!r:.80}")
+    return frozenset(listed)

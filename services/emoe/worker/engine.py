@@ -17,6 +17,7 @@ import torch
 
 from emoe.core.experts import CountGrid
 from emoe.core.generation import Sampling
+from emoe.core.tasks import UNKNOWN
 from emoe.worker.attention import AttentionStep
 from emoe.worker.batch import PrefillChunk, StepBatch
 from emoe.worker.experts import DeviceTable, StepRouting
@@ -24,6 +25,9 @@ from emoe.worker.kv import KvCache
 from emoe.worker.residency import Residency
 from emoe.worker.sampling import Draw, sample
 from emoe.worker.sequence import Sequence, TokenEvent
+
+MAX_TASKS_COUNTED = 64
+"""Routing of further tasks is counted as that of an unknown one."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -103,6 +107,7 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Advances every running sequence. A fault of one expert fails the sequences that need it, no others."""
         self.residency.advance(now_seconds=time.monotonic())
+        self.residency.check_routable()
         self._table.refresh()
         self._routing.begin()
         batch, spans = self._build()
@@ -124,6 +129,7 @@ class Engine:
         while self._waiting and self._kv.num_used < self._kv.num_rows:
             sequence = self._waiting.popleft()
             sequence.row = self._kv.acquire()
+            sequence.started_seconds = time.monotonic()
             self._running.append(sequence)
         decoding = sorted((s for s in self._running if s.is_decoding), key=lambda s: s.row)
         spans = [(sequence, place, place + 1) for place, sequence in enumerate(decoding)]
@@ -167,14 +173,19 @@ class Engine:
             sequence.num_expert_choices += choices * (stop - start)
             self.counters.num_expert_hits += hits
         self.counters.num_expert_choices += choices * cells_LTK.shape[1]
-        for task in {sequence.task for sequence, _, _ in spans}:
-            tokens = np.concatenate([np.arange(start, stop) for s, start, stop in spans if s.task == task])
+        names = {s.task: self._counted_as(s.task) for s, _, _ in spans}
+        for task in set(names.values()):
+            tokens = np.concatenate([np.arange(start, stop) for s, start, stop in spans if names[s.task] == task])
             counts = np.bincount(cells_LTK[:, tokens].reshape(-1), minlength=shape[0] * shape[1]).reshape(shape)
             self.task_counts[task] = self.task_counts.get(task, 0) + counts
 
+    def _counted_as(self, task: str) -> str:
+        """Counts may wait long for a predictor, and clients name tasks as they like: so there is a bound."""
+        return task if task in self.task_counts or len(self.task_counts) < MAX_TASKS_COUNTED else UNKNOWN
+
     def _events(self, spans: list[tuple[Sequence, int, int]], logits_NV: torch.Tensor) -> list[TokenEvent]:
         self.counters.num_steps += 1
-        failed = [s for s, start, stop in spans if not self._routing.failed_tokens.isdisjoint(range(start, stop))]
+        failed = {s: self._missing() for s, *span in spans if not self._routing.failed_tokens.isdisjoint(range(*span))}
         sampled: list[Sequence] = []
         for sequence, start, stop in spans:
             self.counters.num_prompt_tokens += 0 if sequence.is_decoding else stop - start
@@ -188,6 +199,9 @@ class Engine:
         for sequence, picked in zip(sampled, picks, strict=True):
             if sequence in failed:
                 continue
+            if picked is None:
+                failed[sequence] = "the model's logits are no numbers for it"
+                continue
             self.counters.num_completion_tokens += 1
             self.counters.num_prompts += sequence.num_completion_tokens == 0
             sequence.token_ids.append(picked.token_id)
@@ -197,12 +211,13 @@ class Engine:
             )
             if finished:
                 self._leave(sequence)
-        for sequence in failed:
+        for sequence, error in failed.items():
             self._leave(sequence)
-            events.append(
-                TokenEvent(sequence=sequence, finished=True, error="an expert that it needs could not be loaded")
-            )
+            events.append(TokenEvent(sequence=sequence, finished=True, error=error))
         return events
+
+    def _missing(self) -> str:
+        return f"an expert that it needs is missing; {self.residency.last_error or 'its routing made no numbers'}"
 
     def _is_finished(self, sequence: Sequence, token_id: int, sampling: Sampling) -> bool:
         full = len(sequence.token_ids) >= self._kv.max_context

@@ -6,6 +6,8 @@ is asked again until the deadline.
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 
 import grpc
@@ -18,6 +20,8 @@ from emoe.store.store import xxh3_64
 from emoe.v1 import loader_pb2 as pb
 from emoe.v1 import loader_pb2_grpc
 
+log = logging.getLogger(__name__)
+
 CALL_SECONDS = 30.0
 GIVE_UP_SECONDS = 60.0
 RETRY_SECONDS = 0.25
@@ -25,31 +29,62 @@ WORTH_ANOTHER_TRY = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # What a stream ends with whose server stops or is killed.
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
 )
+MAX_DAMAGED = 3
+
+
+class _DamagedError(Exception):
+    """Bytes that are not what the loader read; sent again they may be."""
 
 
 class LoaderSource:
-    def __init__(self, loader: str, model: ModelId) -> None:
+    def __init__(self, loader: str, model: ModelId, *, give_up_seconds: float = GIVE_UP_SECONDS) -> None:
         self._loader = loader
         self._model = model
+        self._give_up_seconds = give_up_seconds
+        self._away_since: float | None = None
+        self._closed = threading.Event()
         self._channel = grpc.insecure_channel(loader, options=CHANNEL_OPTIONS)
         self._stub = loader_pb2_grpc.LoaderServiceStub(self._channel)
 
     def read_into(self, expert: ExpertId, buffer: memoryview) -> None:
-        deadline = time.monotonic() + GIVE_UP_SECONDS
-        while True:
+        """NotReadyError once the loader has been away for GIVE_UP_SECONDS, whichever expert found that out: while it
+        stays away, each further expert costs one try."""
+        num_damaged = 0
+        while not self._closed.is_set():
             try:
-                return self._pull(expert, buffer)
+                self._pull(expert, buffer)
             except grpc.RpcError as error:
-                code = error.code()
-                if code not in WORTH_ANOTHER_TRY:
-                    raise CheckpointError(f"the loader refuses expert {expert}: {error.details()}") from error
-                if time.monotonic() > deadline:
-                    raise NotReadyError(f"the loader at {self._loader} is away: {error.details()}") from error
-            time.sleep(RETRY_SECONDS)
+                self._check(expert, error)
+            except _DamagedError as error:
+                num_damaged += 1
+                if num_damaged == MAX_DAMAGED:
+                    raise CheckpointError(f"{error}, {num_damaged} times in turn; check the network") from error
+            else:
+                self._away_since = None
+                return
+            self._closed.wait(RETRY_SECONDS)
+        raise NotReadyError("this worker is shutting down")
 
     def close(self) -> None:
+        self._closed.set()
         self._channel.close()
+
+    def _check(self, expert: ExpertId, error: grpc.RpcError) -> None:
+        """Returns where another try may help."""
+        if self._closed.is_set():
+            return
+        if error.code() not in WORTH_ANOTHER_TRY:
+            raise CheckpointError(f"the loader refuses expert {expert}: {error.details()}") from error
+        now = time.monotonic()
+        if self._away_since is None:
+            log.warning("the loader at %s is away (%s); its experts are waited for", self._loader, error.details())
+        since = self._away_since = self._away_since or now
+        if now - since > self._give_up_seconds:
+            raise NotReadyError(f"the loader at {self._loader} is away: {error.details()}") from error
 
     def _pull(self, expert: ExpertId, buffer: memoryview) -> None:
         request = pb.PullExpertsRequest(model=model_to_proto(self._model), experts=[expert_to_proto(expert)])
@@ -63,6 +98,6 @@ class LoaderSource:
             if chunk.last:
                 checksum = chunk.xxh3
         if num_received != len(buffer) or checksum != xxh3_64(buffer):
-            raise CheckpointError(
+            raise _DamagedError(
                 f"expert {expert} arrived damaged: {num_received} of {len(buffer)} bytes, checksum {checksum}"
             )

@@ -40,9 +40,10 @@ async def serve(settings: WorkerSettings) -> None:
         store = await asyncio.to_thread(ExpertStore.open, settings.model, cache_dir=settings.cache_dir)
         source = _open_source(settings, store)
         try:
-            parts = await asyncio.to_thread(_load, settings, store, source)
-            await _serve_model(settings, host, store, parts)
+            parts, encoder = await asyncio.to_thread(_load, settings, store, source)
+            await _serve_model(settings, host, store, parts, encoder)
         finally:
+            # A start that is cut short still runs on its thread: without a source it ends.
             source.close()
 
 
@@ -54,8 +55,10 @@ def _open_source(settings: WorkerSettings, store: ExpertStore) -> ExpertSource:
     return LoaderSource(settings.loader, ModelId(digest=store.digest, family=store.family))
 
 
-def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) -> EngineParts:
+def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) -> tuple[EngineParts, PromptEncoder]:
     """Builds the engine's parts and brings the first residents in; blocking."""
+    for idle in settings_without_effect(settings):
+        log.info("%s", idle)
     torch.set_num_threads(settings.threads or usable_cpus())
     options = EngineOptions(
         expert_memory=settings.expert_memory,
@@ -67,6 +70,7 @@ def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) ->
         io_threads=settings.io_threads,
         device=str(pick_device(settings.device)),
     )
+    encoder = PromptEncoder.open(store.folder, vocab_size=_vocab_size(store), max_context=options.max_context)
     parts = build_parts(store, source, options)
     residency = parts.residency
     if settings.miss_policy == "reroute":
@@ -78,7 +82,32 @@ def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) ->
         store.family, residency.arena.num_slots, store.grid.num_experts_total, residency.arena.num_bytes,
         settings.miss_policy, options.device,
     )  # fmt: skip
-    return parts
+    return parts, encoder
+
+
+def settings_without_effect(settings: WorkerSettings) -> list[str]:
+    """One line for each setting that was given and does nothing beside the others."""
+    given, lines = settings.model_fields_set, []
+    if settings.miss_policy == "reroute" and "eviction" in given:
+        lines.append("eviction has no effect: with miss_policy reroute, plans alone say who stays")
+    if settings.miss_policy == "load" and settings.eviction == "demand" and settings.loader is None:
+        lines.append("eviction demand acts like lru: without a loader no demand is known")
+    if settings.miss_policy == "load" and "start_timeout_seconds" in given:
+        lines.append("start_timeout_seconds has no effect: with miss_policy load, experts come when they are needed")
+    if settings.predictor is None and "report_seconds" in given:
+        lines.append("report_seconds has no effect: without a predictor nothing is reported")
+    if settings.loader is None and "heartbeat_seconds" in given:
+        lines.append("heartbeat_seconds has no effect: without a loader there are no heartbeats")
+    if settings.step_tokens < settings.max_concurrency:
+        lines.append(f"step_tokens is raised to max_concurrency {settings.max_concurrency}: each sequence steps")
+    return lines
+
+
+def _vocab_size(store: ExpertStore) -> int:
+    size = store.config.get("vocab_size")
+    if type(size) is not int:
+        raise UnsupportedModelError(f"{store.folder}/config.json does not say vocab_size")
+    return size
 
 
 def _longest_context(store: ExpertStore) -> int:
@@ -88,13 +117,12 @@ def _longest_context(store: ExpertStore) -> int:
     return longest
 
 
-async def _serve_model(settings: WorkerSettings, host: ServiceHost, store: ExpertStore, parts: EngineParts) -> None:
+async def _serve_model(
+    settings: WorkerSettings, host: ServiceHost, store: ExpertStore, parts: EngineParts, encoder: PromptEncoder
+) -> None:
     loop = asyncio.get_running_loop()
     readiness: asyncio.Queue[bool] = asyncio.Queue()
     runner = EngineRunner(parts, loop=loop, on_ready=readiness.put_nowait)
-    encoder = PromptEncoder.open(
-        store.folder, vocab_size=parts.model.config.vocab_size, max_context=parts.options.max_context
-    )
     # The address is known only after `start`, which needs the service registered: so it is filled in afterwards.
     service = WorkerService(runner=runner, encoder=encoder, eos_token_ids=parts.eos_token_ids)
     host.register(SERVICE, lambda server: worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server))
@@ -130,6 +158,7 @@ async def _serve_model(settings: WorkerSettings, host: ServiceHost, store: Exper
     try:
         await host.run()
     finally:
+        parts.residency.close()
         await runner.stop()
 
 

@@ -10,24 +10,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import grpc
-
 from emoe.core.errors import EmoeError
 from emoe.core.experts import ExpertGrid
+from emoe.runtime.cancellation import this_task_is_cancelled
 from emoe.runtime.channels import open_channel
 from emoe.runtime.grids import ModelId, parse_demand, parse_model, parse_set
+from emoe.runtime.reconnect import keep_connected
 from emoe.v1 import loader_pb2 as pb
 from emoe.v1 import loader_pb2_grpc
 from emoe.worker.runner import EngineRunner
 
 log = logging.getLogger(__name__)
 
-MIN_RETRY_SECONDS = 0.2
-MAX_RETRY_SECONDS = 5.0
-
 
 class PlanSubscription:
-    """`heartbeat` gives the state to send; `changed` is set when one should go out before its time."""
+    """`heartbeat` gives the state to send, every `heartbeat_seconds`."""
 
     def __init__(
         self,
@@ -39,7 +36,6 @@ class PlanSubscription:
         heartbeat: Callable[[], Awaitable[pb.WorkerState]],
         heartbeat_seconds: float,
     ) -> None:
-        self.changed = asyncio.Event()
         self._loader = loader
         self._model = model
         self._grid = grid
@@ -49,27 +45,27 @@ class PlanSubscription:
 
     async def run(self) -> None:
         """Until cancelled."""
-        retry_seconds = MIN_RETRY_SECONDS
         async with open_channel(self._loader) as channel:
             stub = loader_pb2_grpc.LoaderServiceStub(channel)
-            while True:
-                try:
-                    async for response in stub.Subscribe(self._heartbeats()):
-                        retry_seconds = MIN_RETRY_SECONDS
-                        await self._apply(response)
-                except grpc.aio.AioRpcError as error:
-                    log.warning("the loader at %s is away (%s); residents stay", self._loader, error.details())
-                await asyncio.sleep(retry_seconds)
-                retry_seconds = min(2 * retry_seconds, MAX_RETRY_SECONDS)
+            await keep_connected(f"the loader at {self._loader}", lambda: self._follow(stub))
+
+    async def _follow(self, stub: loader_pb2_grpc.LoaderServiceAsyncStub) -> None:
+        """One stream, until it ends."""
+        call = stub.Subscribe(self._heartbeats())
+        try:
+            async for response in call:
+                await self._apply(response)
+        except asyncio.CancelledError:
+            # gRPC ends the call like this when there is no state to send; only our own end may pass.
+            if this_task_is_cancelled():
+                raise
+        finally:
+            call.cancel()
 
     async def _heartbeats(self) -> AsyncIterator[pb.SubscribeRequest]:
         while True:
-            self.changed.clear()
             yield pb.SubscribeRequest(state=await self._heartbeat())
-            try:
-                await asyncio.wait_for(self.changed.wait(), self._heartbeat_seconds)
-            except TimeoutError:
-                continue
+            await asyncio.sleep(self._heartbeat_seconds)
 
     async def _apply(self, response: pb.SubscribeResponse) -> None:
         """A plan that does not fit is refused and said so; the last one stands."""

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 import transformers
 
-from emoe.core.errors import InvalidRequestError
+from emoe.core.errors import CheckpointError, InvalidRequestError
 from emoe.core.generation import Sampling
 from emoe.runtime.messages import ChatPrompt, ParsedRequest, TextPrompt, TokenPrompt
 
@@ -23,7 +23,14 @@ class PromptEncoder:
 
     @classmethod
     def open(cls, folder: Path, *, vocab_size: int, max_context: int) -> PromptEncoder:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        """CheckpointError for a folder whose tokenizer is missing or cannot be read."""
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+            raise CheckpointError(
+                f"{folder}: its tokenizer cannot be opened ({error}); fetch tokenizer.json and tokenizer_config.json"
+            ) from error
+        tokenizer.encode("")  # drops any truncation that its file asks for, so that encoding never changes it again
         return cls(tokenizer, vocab_size=vocab_size, max_context=max_context)
 
     def encode(self, request: ParsedRequest) -> list[int]:
@@ -31,14 +38,15 @@ class PromptEncoder:
         token_ids = self._token_ids(request.prompt)
         if not token_ids:
             raise InvalidRequestError("the prompt has no tokens")
+        # A tokenizer may know tokens that the model was not made for: one of them would end every request's step.
+        foreign = next((i for i in token_ids[: self._max_context] if i >= self._vocab_size), None)
+        if foreign is not None:
+            raise InvalidRequestError(f"token id {foreign} lies outside the vocabulary of {self._vocab_size}")
         self._check_length(len(token_ids), request.sampling)
         return token_ids
 
     def _token_ids(self, prompt: TextPrompt | ChatPrompt | TokenPrompt) -> list[int]:
         if isinstance(prompt, TokenPrompt):
-            foreign = next((i for i in prompt.token_ids if i >= self._vocab_size), None)
-            if foreign is not None:
-                raise InvalidRequestError(f"token id {foreign} lies outside the vocabulary of {self._vocab_size}")
             return list(prompt.token_ids)
         if isinstance(prompt, ChatPrompt):
             return self._render([{"role": role, "content": content} for role, content in prompt.messages])
@@ -51,7 +59,7 @@ class PromptEncoder:
             raise InvalidRequestError("this model has no chat template: send text or token ids")
         try:
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise InvalidRequestError(f"this model's chat template refuses the messages: {error}") from error
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 

@@ -125,7 +125,8 @@ class Residency:
                 time.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
             if time.monotonic() > deadline and not self._settled:
                 raise NotReadyError(
-                    f"the first experts were not loaded within {timeout_seconds:.0f} s: {self.last_error or 'slow source'}"
+                    f"the first experts were not loaded within {timeout_seconds:.0f} s: "
+                    f"{self.last_error or 'the source is slow'}"
                 )
         self.check_routable()
 

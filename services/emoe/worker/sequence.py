@@ -19,6 +19,8 @@ class Sequence:
     num_in_kv: int = 0
     num_expert_hits: int = 0
     num_expert_choices: int = 0
+    started_seconds: float | None = None
+    """When its first step began, on the monotonic clock."""
 
     @property
     def num_pending(self) -> int:

@@ -34,7 +34,10 @@ class TextStream:
         after = self._decode(self._context + self._undecided)
         if after.endswith(REPLACEMENT) and len(self._undecided) < MAX_UNDECIDED_TOKENS:
             return ""
-        self._context, self._undecided = self._undecided, []
+        # Tokens without text of their own, such as special ones, must not hide that others stand before the next word.
+        silent = after == before
+        self._context = (self._context if silent else []) + self._undecided
+        self._context, self._undecided = self._context[-MAX_UNDECIDED_TOKENS:], []
         return self._release(after[len(before) :], final=False)
 
     def finish(self) -> str:

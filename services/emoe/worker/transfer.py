@@ -65,7 +65,8 @@ class CudaTransfer:
 
     def fence(self) -> torch.cuda.Event:
         """Kernels that read the slot's last expert may still be queued: the copy comes after them, and only them."""
-        return torch.cuda.current_stream(self._device).record_event()
+        event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
+        return event
 
     def load(self, expert: ExpertId, slot: torch.Tensor, fence: torch.cuda.Event) -> Callable[[], None]:
         buffer = self._buffers.get(timeout=self._timeout_seconds)

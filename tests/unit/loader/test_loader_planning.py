@@ -122,17 +122,17 @@ async def test_the_predictor_is_not_asked_while_nobody_would_be_planned_for() ->
     assert bench.asked == []
 
 
-async def test_the_predictor_is_asked_again_after_the_interval_of_prompts() -> None:
+async def test_the_predictor_is_asked_often_at_first_then_after_the_interval_of_prompts() -> None:
     bench = Bench({})
+    asked_at: list[int] = []
     with bench.workers.joined(state()), bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=0))
-        await bench.turn()
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=39))
-        await bench.turn()
-        assert len(bench.asked) == 1
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=40))
-        await bench.turn()
-        assert len(bench.asked) == 2
+        for num_prompts in range(150):
+            bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=num_prompts))
+            num_asked = len(bench.asked)
+            await bench.turn()
+            asked_at += [num_prompts] * (len(bench.asked) - num_asked)
+    assert PACE.refresh_interval_prompts == 40
+    assert asked_at == [0, 1, 2, 4, 8, 16, 32, 64, 104, 144]
 
 
 async def test_a_task_not_foretold_is_asked_for_at_once() -> None:
@@ -151,7 +151,7 @@ async def test_a_new_mix_is_planned_for_from_the_last_prediction() -> None:
         await bench.turn()
         assert wanted(member) == [[1], [1]]
         bench.apply(member)
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1, "math": 9}, num_prompts=1))
+        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1, "math": 9}, num_prompts=0))
         await bench.turn()
         assert wanted(member) == [[2], [2]]
         assert len(bench.asked) == 1
@@ -191,7 +191,7 @@ async def test_a_plan_that_would_say_the_same_is_not_sent() -> None:
         await bench.turn()
         bench.apply(member)
         first = member.plan
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9, "math": 1}, num_prompts=1))
+        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9, "math": 1}, num_prompts=0))
         await bench.turn()
         assert member.plan is first
 

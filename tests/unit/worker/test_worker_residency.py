@@ -150,3 +150,62 @@ def test_a_plan_beyond_the_slots_is_refused() -> None:
     residency = build(PLAIN, num_slots=6, num_staging=2, source=MemorySource())
     with pytest.raises(Exception, match="does not fit 4 slots"):
         residency.set_plan(residency.grid.all_experts(), epoch=1)
+
+
+def test_whatever_goes_wrong_on_a_loading_thread_costs_one_expert_and_no_slot() -> None:
+    class Broken(MemorySource):
+        def read_into(self, expert: ExpertId, buffer: memoryview) -> None:
+            if expert == ExpertId(1, 0):
+                raise RuntimeError("a bug of the source")
+            super().read_into(expert, buffer)
+
+    residency = build(PLAIN, num_slots=3, num_staging=0, source=Broken(), keep_routable=False)
+    for _ in range(4):
+        outcomes = list(residency.load_for(1, {0, 1, 2}))
+        assert [i for _, failed in outcomes for i in failed] == [0]
+        assert sorted(i for ready, _ in outcomes for i in ready) == [1, 2]
+    assert not residency.table.loading
+    assert "a bug of the source" in residency.last_error
+
+
+def test_experts_that_were_loading_when_a_step_was_given_up_are_used_by_the_next() -> None:
+    residency = build(PLAIN, num_slots=3, num_staging=0, source=MemorySource(), keep_routable=False)
+    given_up = residency.load_for(1, {0, 1, 2})
+    next(given_up)
+    given_up.close()
+    outcomes = list(residency.load_for(1, {0, 1, 2}))
+    assert sorted(i for ready, _ in outcomes for i in ready) == [0, 1, 2]
+    assert len(residency._transfer._source.reads) == 3  # type: ignore[attr-defined]
+    check_bytes(residency)
+
+
+def test_a_start_whose_corrupt_experts_leave_a_layer_unroutable_is_refused_by_name() -> None:
+    corrupt = frozenset(ExpertId(2, index) for index in range(5))
+    residency = build(PLAIN, num_slots=10, num_staging=2, source=MemorySource(corrupt))
+    residency.set_plan(random_plan(residency, 0), epoch=1)
+    with pytest.raises(CheckpointError, match=r"layer 2 .* is corrupt"):
+        residency.wait_until_settled(timeout_seconds=20)
+
+
+def test_a_group_that_can_only_go_as_a_whole_goes_as_a_whole() -> None:
+    """Three groups of three, of which a token picks two and six experts: none can be missed alone."""
+    rule = RoutingRule(num_experts=12, top_k=6, num_groups=4, topk_groups=2, group_score_experts=2)
+    residency = build(rule, num_slots=18, num_staging=3, source=MemorySource())
+    for epoch, groups in enumerate(({0, 1, 2}, {1, 3}, {0, 2}, {0, 1, 3}), start=1):
+        wanted = np.zeros(residency.grid.shape, dtype=np.bool_)
+        wanted[1] = np.repeat([group in groups for group in range(4)], 3)
+        wanted[2, :6] = True
+        residency.set_plan(wanted, epoch=epoch)
+        residency.wait_until_settled(timeout_seconds=20)
+        assert (residency.table.resident & wanted).sum() == wanted.sum()
+    check_bytes(residency)
+
+
+def test_a_slow_source_is_waited_for_without_spinning() -> None:
+    source = MemorySource()
+    source.num_away = 3
+    residency = build(PLAIN, num_slots=10, num_staging=2, source=source)
+    residency.set_plan(random_plan(residency, 0), epoch=1)
+    began = time.process_time()
+    residency.wait_until_settled(timeout_seconds=20)
+    assert time.process_time() - began < 0.5
