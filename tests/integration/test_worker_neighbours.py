@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import socket
 import sys
 import threading
@@ -27,12 +26,16 @@ from emoe.v1 import loader_pb2, loader_pb2_grpc, predictor_pb2, predictor_pb2_gr
 from emoe.worker.loader_source import LoaderSource
 from emoe.worker.main import settings_without_effect
 from emoe.worker.plans import PlanSubscription
+from emoe.worker.prompts import PromptEncoder
 from emoe.worker.reporting import RoutingReporter
 from emoe.worker.runner import EngineRunner
 from emoe.worker.sequence import Sequence, TokenEvent
+from emoe.worker.service import WorkerService
 from emoe.worker.settings import WorkerSettings
+from emoe.worker.state import WorkerIdentity
 
 WAIT_SECONDS = 20.0
+START_SECONDS = 100.0
 MODEL = ModelId(digest="d", family="qwen2_moe")
 
 
@@ -155,6 +158,33 @@ async def test_a_heartbeat_that_cannot_be_made_is_made_up_for_on_the_next_stream
         assert (await loader.heartbeats.get()).state.worker_id == "w1"
 
 
+async def test_a_worker_in_a_long_step_says_what_it_last_knew_of_itself(
+    runner: EngineRunner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emoe.worker.service.STATE_SECONDS", 0.02)
+    encoder = PromptEncoder.open(folder, vocab_size=300, max_context=64)
+    service = WorkerService(runner=runner, encoder=encoder, eos_token_ids=frozenset())
+    service.identity = WorkerIdentity(
+        worker_id="w",
+        address="a:1",
+        model=MODEL,
+        miss_policy="load",
+        max_concurrency=1,
+        max_waiting=0,
+        max_context=64,
+        slot_bytes=1,
+    )
+    await generate(runner, "one")
+    known = await service.state()
+    while not known.counters.num_prompts:
+        known = await service.state()
+    go_on = threading.Event()
+    stalled = asyncio.create_task(runner.ask(lambda engine: go_on.wait(WAIT_SECONDS)))
+    assert await service.state() == known
+    go_on.set()
+    await stalled
+
+
 async def test_once_the_loader_is_known_to_be_away_every_further_expert_fails_at_once() -> None:
     source = LoaderSource(f"127.0.0.1:{free_port()}", MODEL, give_up_seconds=0.5)
 
@@ -187,9 +217,8 @@ def test_a_source_that_is_closed_lets_go_of_whoever_waits_for_it() -> None:
     assert "shutting down" in str(outcome[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 async def test_a_worker_that_still_waits_for_its_first_experts_stops_when_told(
-    folder: Path, tmp_path: Path, number: signal.Signals
+    folder: Path,
 ) -> None:
     settings = {
         "model": str(folder),
@@ -208,10 +237,10 @@ async def test_a_worker_that_still_waits_for_its_first_experts_stops_when_told(
     )
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(START_SECONDS):
             while b"are waited for" not in (line := await process.stderr.readline()):
                 assert line, "the worker ended before it was told to"
-            process.send_signal(number)
+            process.terminate()
             began = time.monotonic()
             rest, code_ = await process.stderr.read(), await process.wait()
     finally:

@@ -15,7 +15,6 @@ from emoe.core.generation import FinishReason, Sampling, Usage
 from emoe.runtime.errors import retry_after_seconds
 from emoe.v1 import generation_pb2, scheduler_pb2_grpc
 
-
 MIN_TIMED_TOKENS = 4
 
 

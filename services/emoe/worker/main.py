@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import torch
 
@@ -29,6 +30,8 @@ from emoe.worker.warmup import warm_up
 log = logging.getLogger(__name__)
 
 SERVICE = "emoe.v1.WorkerService"
+FIRST_PLAN_SECONDS = 5.0
+POLL_SECONDS = 0.02
 MAX_CALL_SECONDS = 3600.0
 """No shorter than the longest deadline that a scheduler passes on."""
 
@@ -39,11 +42,13 @@ async def serve(settings: WorkerSettings) -> None:
     ) as host:
         store = await asyncio.to_thread(ExpertStore.open, settings.model, cache_dir=settings.cache_dir)
         source = _open_source(settings, store)
+        cut_short = threading.Event()
         try:
-            parts, encoder = await asyncio.to_thread(_load, settings, store, source)
+            parts, encoder = await asyncio.to_thread(_load, settings, store, source, cut_short)
             await _serve_model(settings, host, store, parts, encoder)
         finally:
-            # A start that is cut short still runs on its thread: without a source it ends.
+            # A start that is told to stop still runs on its thread, which the process waits for.
+            cut_short.set()
             source.close()
 
 
@@ -55,7 +60,9 @@ def _open_source(settings: WorkerSettings, store: ExpertStore) -> ExpertSource:
     return LoaderSource(settings.loader, ModelId(digest=store.digest, family=store.family))
 
 
-def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) -> tuple[EngineParts, PromptEncoder]:
+def _load(
+    settings: WorkerSettings, store: ExpertStore, source: ExpertSource, cut_short: threading.Event
+) -> tuple[EngineParts, PromptEncoder]:
     """Builds the engine's parts and brings the first residents in; blocking."""
     for idle in settings_without_effect(settings):
         log.info("%s", idle)
@@ -75,8 +82,8 @@ def _load(settings: WorkerSettings, store: ExpertStore, source: ExpertSource) ->
     residency = parts.residency
     if settings.miss_policy == "reroute":
         residency.set_plan(bootstrap_plan(store.grid, residency.plan_slots), epoch=0)
-        residency.wait_until_settled(timeout_seconds=settings.start_timeout_seconds)
-    warm_up(parts)
+        residency.wait_until_settled(timeout_seconds=settings.start_timeout_seconds, cut_short=cut_short)
+    warm_up(parts, cut_short=cut_short)
     log.info(
         "%s: %d of %d experts fit %d bytes of slots, %s mode, on %s",
         store.family, residency.arena.num_slots, store.grid.num_experts_total, residency.arena.num_bytes,
@@ -154,12 +161,24 @@ async def _serve_model(
 
     host.spawn("readiness", follow_readiness())
     host.spawn("engine", watch_engine())
-    readiness.put_nowait(True)
     try:
+        if settings.loader is not None and settings.miss_policy == "reroute":
+            await _first_plan(runner)
+        readiness.put_nowait(True)
         await host.run()
     finally:
-        parts.residency.close()
         await runner.stop()
+        parts.residency.close()
+
+
+async def _first_plan(runner: EngineRunner) -> None:
+    """Until the loader's first plan is applied: what a worker starts from suits no task. Bounded: it may be away."""
+    try:
+        async with asyncio.timeout(FIRST_PLAN_SECONDS):
+            while await runner.ask(lambda engine: engine.residency.applied_epoch) == 0:
+                await asyncio.sleep(POLL_SECONDS)
+    except TimeoutError:
+        log.warning("no plan came within %.0f s; serving from the experts at hand", FIRST_PLAN_SECONDS)
 
 
 def _spawn_neighbours(

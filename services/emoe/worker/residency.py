@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 
@@ -113,9 +114,9 @@ class Residency:
             self._settled = True
             self.applied_epoch = self._epoch
 
-    def wait_until_settled(self, *, timeout_seconds: float) -> None:
-        """Start-up: applies the plan in full. NotReadyError when it takes longer; CheckpointError when experts that can
-        never be read leave a layer without enough to choose from."""
+    def wait_until_settled(self, *, timeout_seconds: float, cut_short: threading.Event | None = None) -> None:
+        """Start-up: applies the plan in full. NotReadyError when it takes longer or is cut short; CheckpointError when
+        experts that can never be read leave a layer without enough to choose from."""
         deadline = time.monotonic() + timeout_seconds
         while not self._settled:
             self.advance(now_seconds=time.monotonic())
@@ -123,6 +124,8 @@ class Residency:
                 concurrent.futures.wait(self._loads.values(), 1.0, concurrent.futures.FIRST_COMPLETED)
             elif not self._settled:
                 time.sleep(max(0.0, min(self._retry_at, deadline) - time.monotonic()))
+            if cut_short is not None and cut_short.is_set():
+                raise NotReadyError("told to stop before the first experts were loaded")
             if time.monotonic() > deadline and not self._settled:
                 raise NotReadyError(
                     f"the first experts were not loaded within {timeout_seconds:.0f} s: "

@@ -6,6 +6,7 @@ Kernel libraries compile or pick a kernel at the first sight of a shape; the fir
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 from emoe.core.generation import Sampling
@@ -18,7 +19,7 @@ PROMPT_LENGTHS = (1, 5, 24, 100, 300)
 NUM_TOKENS = 4
 
 
-def warm_up(parts: EngineParts) -> None:
+def warm_up(parts: EngineParts, *, cut_short: threading.Event | None = None) -> None:
     """On an engine of its own, so that neither counters nor routing counts remember it."""
     began = time.monotonic()
     engine = parts.build_engine()
@@ -26,7 +27,7 @@ def warm_up(parts: EngineParts) -> None:
     for length in sorted({min(length, longest) for length in PROMPT_LENGTHS}):
         for number in range(parts.options.max_concurrency if length == min(PROMPT_LENGTHS) else 1):
             engine.add(_sequence(f"warm-up/{length}/{number}", length))
-        while engine.has_work:
+        while engine.has_work and not (cut_short is not None and cut_short.is_set()):
             engine.step()
     log.info("warmed up in %.1f s", time.monotonic() - began)
 

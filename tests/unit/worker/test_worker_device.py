@@ -31,3 +31,9 @@ def test_without_a_quota_the_affinity_mask_decides(tmp_path: Path, text: str) ->
 def test_a_device_that_is_not_here_is_named() -> None:
     with pytest.raises(ValueError, match="cuda:7"):
         pick_device("cuda:7")
+
+
+@pytest.mark.parametrize("name", ["mps", "meta", "gpu0", "cuda:x"], ids=str)
+def test_a_device_that_emoe_cannot_use_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        pick_device(name)

@@ -98,9 +98,7 @@ def test_more_sequences_than_a_step_has_tokens_all_end(checkpoint: Checkpoint) -
         assert all(answer(sequence) for sequence in sequences)
 
 
-def test_only_sequences_that_need_a_missing_expert_fail(
-    parts: EngineParts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_sequences_that_need_a_missing_expert_fail(parts: EngineParts, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, (one, other) = 0, random_prompts([1, 1], seed=5)
     engine = parts.build_engine()
     choices = {}

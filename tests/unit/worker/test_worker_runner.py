@@ -45,9 +45,7 @@ class Runner:
 
 def sequence(name: str, max_tokens: int) -> Sequence:
     sampling = Sampling(max_tokens=max_tokens)
-    return Sequence(
-        sequence_id=name, task="chat", token_ids=[5, 6, 7], num_prompt_tokens=3, sampling=sampling, seed=0
-    )
+    return Sequence(sequence_id=name, task="chat", token_ids=[5, 6, 7], num_prompt_tokens=3, sampling=sampling, seed=0)
 
 
 @pytest.fixture

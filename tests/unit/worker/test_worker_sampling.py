@@ -66,3 +66,24 @@ def test_log_probabilities_name_the_chosen_token_first_then_the_best() -> None:
     assert [token for token, _ in picked.logprobs] == [1, 1, 2]
     assert picked.logprobs[0][1] == pytest.approx(float(expected[1]))
     assert sample(row, [draw()])[0].logprobs == ()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_a_row_that_is_no_numbers_gives_nothing_and_leaves_the_others(temperature: float) -> None:
+    rows = logits([0.0, 9.0, 1.0], [0.0, float("nan"), 1.0], [float("inf"), 0.0, 0.0])
+    good, bad, endless = sample(rows, [draw(temperature=temperature)] * 3)
+    assert good is not None
+    assert bad is None
+    assert endless is None
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-7], ids=str)
+def test_a_temperature_near_zero_takes_the_best(temperature: float) -> None:
+    (picked,) = sample(logits([-3.0, 88.0, 87.9]), [draw(temperature=temperature, top_p=0.9, top_k=2)])
+    assert picked is not None
+    assert picked.token_id == 1
+
+
+def test_equal_logits_do_not_widen_top_k() -> None:
+    kept = keep_top(torch.zeros(9), Sampling(top_k=3, temperature=1.0)).isfinite()
+    assert kept.sum() == 3
