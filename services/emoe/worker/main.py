@@ -173,12 +173,11 @@ async def _serve_model(
 
 async def _first_plan(runner: EngineRunner) -> None:
     """Until the loader's first plan is applied: what a worker starts from suits no task. Bounded: it may be away."""
-    try:
-        async with asyncio.timeout(FIRST_PLAN_SECONDS):
-            while await runner.ask(lambda engine: engine.residency.applied_epoch) == 0:
-                await asyncio.sleep(POLL_SECONDS)
-    except TimeoutError:
-        log.warning("no plan came within %.0f s; serving from the experts at hand", FIRST_PLAN_SECONDS)
+    for _ in range(round(FIRST_PLAN_SECONDS / POLL_SECONDS)):
+        if await runner.ask(lambda engine: engine.residency.applied_epoch):
+            return
+        await asyncio.sleep(POLL_SECONDS)
+    log.warning("no plan came within %.0f s; serving from the experts at hand", FIRST_PLAN_SECONDS)
 
 
 def _spawn_neighbours(
