@@ -15,7 +15,7 @@ from emoe.bench.memory import Seen, look_at
 from emoe.store.footprint import ModelFootprint, measure
 from emoe.store.store import ExpertStore
 
-OVERHEAD_BYTES = 40 * 1024 * 1024
+OVERHEAD_BYTES = 24 * 1024 * 1024
 """What an engine may hold beside its libraries, base weights, slots and KV: modules, index, buffers of a step."""
 BUDGET = "25%"
 PROMPT = [(place * 37) % 1000 for place in range(48)]

@@ -20,12 +20,13 @@ from emoe.store.strict_json import parse_object
 from emoe.worker import experts
 from emoe.worker.arena import SlotArena
 from emoe.worker.engine import Engine
-from emoe.worker.experts import DeviceTable, LayerExperts, StepRouting, reroute_hook
+from emoe.worker.experts import LayerExperts
 from emoe.worker.families import family_of
 from emoe.worker.grouped import can_group
 from emoe.worker.kv import KvCache
 from emoe.worker.loading import experts_modules, load_model, router_modules
 from emoe.worker.residency import Residency
+from emoe.worker.routing import DeviceTable, StepRouting, reroute_hook
 from emoe.worker.sources import ExpertSource
 from emoe.worker.transfer import CudaTransfer, HostTransfer, Transfer
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+MAX_KERNELS = 256
+
 
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is a device. ValueError if the one asked for is not here."""
@@ -24,6 +26,12 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def bound_kernel_cache() -> None:
+    """Before the first product. oneDNN keeps a compiled kernel, half a megabyte, for every shape of a 16-bit product it
+    met, 1024 of them unless told otherwise: memory that no budget would show. What the user set stands."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(MAX_KERNELS))
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -20,9 +20,9 @@ from emoe.core.generation import Sampling
 from emoe.core.tasks import UNKNOWN
 from emoe.worker.attention import AttentionStep
 from emoe.worker.batch import PrefillChunk, StepBatch
-from emoe.worker.experts import DeviceTable, StepRouting
 from emoe.worker.kv import KvCache
 from emoe.worker.residency import Residency
+from emoe.worker.routing import DeviceTable, StepRouting
 from emoe.worker.sampling import Draw, sample
 from emoe.worker.sequence import Sequence, TokenEvent
 

@@ -15,7 +15,7 @@ from emoe.runtime.lifecycle import ServiceHost, service_host
 from emoe.store.store import ExpertStore
 from emoe.v1 import worker_pb2_grpc
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
-from emoe.worker.device import pick_device, usable_cpus
+from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
 from emoe.worker.loader_source import LoaderSource
 from emoe.worker.plans import PlanSubscription
 from emoe.worker.prompts import PromptEncoder
@@ -66,6 +66,7 @@ def _load(
     """Builds the engine's parts and brings the first residents in; blocking."""
     for idle in settings_without_effect(settings):
         log.info("%s", idle)
+    bound_kernel_cache()
     torch.set_num_threads(settings.threads or usable_cpus())
     options = EngineOptions(
         expert_memory=settings.expert_memory,

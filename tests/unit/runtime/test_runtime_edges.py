@@ -23,7 +23,8 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 def test_every_error_raised_on_purpose_has_a_status() -> None:
-    assert set(STATUS_OF) == set(errors.EmoeError.__subclasses__())
+    on_purpose = {kind for kind in errors.EmoeError.__subclasses__() if kind.__module__ == errors.__name__}
+    assert set(STATUS_OF) == on_purpose
 
 
 def test_subclass_of_a_known_error_has_its_status() -> None:
