@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import functools
 import logging
 import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -29,6 +33,9 @@ from emoe.worker.warmup import warm_up
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 SERVICE = "emoe.v1.WorkerService"
 FIRST_PLAN_SECONDS = 5.0
 POLL_SECONDS = 0.02
@@ -44,12 +51,23 @@ async def serve(settings: WorkerSettings) -> None:
         source = _open_source(settings, store)
         cut_short = threading.Event()
         try:
-            parts, encoder = await asyncio.to_thread(_load, settings, store, source, cut_short)
+            parts, encoder = await _on_a_passing_thread(_load, settings, store, source, cut_short)
             await _serve_model(settings, host, store, parts, encoder)
         finally:
             # A start that is told to stop still runs on its thread, which the process waits for.
             cut_short.set()
             source.close()
+
+
+async def _on_a_passing_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Not on the event loop's own threads, which stay: OpenMP keeps a team of threads for every thread that ever
+    computed, and with two teams alive their members sleep between products instead of spinning, at thrice the time."""
+    executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="load")
+    try:
+        call = functools.partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+    finally:
+        executor.shutdown(wait=False)
 
 
 def _open_source(settings: WorkerSettings, store: ExpertStore) -> ExpertSource:
