@@ -40,7 +40,7 @@ class EngineOptions:
     eviction: str = "lru"
     max_context: int = 2048
     max_concurrency: int = 8
-    step_tokens: int = 1024
+    step_tokens: int = 2048
     io_threads: int = 4
     device: str = "cpu"
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from emoe.core.slots import ABSENT
 from emoe.worker.arena import SlotArena
 from emoe.worker.grouped import grouped_experts
 from emoe.worker.residency import Residency
@@ -57,18 +58,20 @@ def experts_forward(
         slots_TK = link.table.slots(link.layer)[topk_ids_TK]
         return grouped_experts(module, link.residency.arena, hidden_TD, slots_TK, topk_weights_TK)
     groups = TokenGroups(topk_ids_TK, rounded=_compiles_by_rows(hidden_TD))
-    work = _Work(module, link.residency.arena, groups.gather(hidden_TD))
+    work = _Work(module, link.residency.arena, groups.gather(hidden_TD), groups.sizes)
     table = link.residency.table.slot_of[link.layer]
     if link.mode == "load":
         link.routing.record(link.layer, topk_ids_TK, (table >= 0)[topk_ids_TK.cpu().numpy()].sum(axis=1))
-        for ready, failed in link.residency.load_for(link.layer, groups.spans):
-            work.run([(int(table[expert]), *groups.spans[expert]) for expert in ready])
+        for ready, failed in link.residency.load_for(link.layer, groups.position):
+            work.run([(int(table[expert]), groups.position[expert]) for expert in ready])
             for expert in failed:
                 _fail(link, groups, work, expert)
     else:
-        present = {expert: span for expert, span in groups.spans.items() if table[expert] >= 0}
-        work.run([(int(table[expert]), *span) for expert, span in present.items()])
-        for expert in groups.spans.keys() - present.keys():  # only logits that are no numbers lead here
+        slots = {expert: int(table[expert]) for expert in groups.position}
+        work.run([(slot, groups.position[expert]) for expert, slot in slots.items() if slot != ABSENT])
+        for expert in [
+            expert for expert, slot in slots.items() if slot == ABSENT
+        ]:  # only logits that are no numbers lead here
             _fail(link, groups, work, expert)
     weighted_TKD = groups.scatter(work.out_PD) * topk_weights_TK[..., None]
     return weighted_TKD.sum(dim=1).to(hidden_TD.dtype)
@@ -76,8 +79,7 @@ def experts_forward(
 
 def _fail(link: LayerExperts, groups: TokenGroups, work: _Work, expert: int) -> None:
     """This expert's tokens get nothing of it, and their sequences end with the step."""
-    start, stop = groups.spans[expert]
-    work.out_PD[start:stop] = 0
+    work.clear(groups.position[expert])
     link.routing.failed_tokens.update(groups.tokens(expert))
 
 
@@ -87,30 +89,36 @@ def _compiles_by_rows(hidden_TD: torch.Tensor) -> bool:
 
 
 class _Work:
-    """Buffers of one layer's call. Rows are [P, ...], spans by expert; `run` fills `out_PD` for some experts' rows.
+    """Buffers of one layer's call, a span of rows an expert; `run` fills the spans of some experts in `out_PD`.
 
     Elementwise kernels may round a value differently by its place in a vector, so their shapes must not depend on
     which experts are resident: small calls activate the whole buffer every time, large ones expert by expert.
     """
 
-    def __init__(self, module: Any, arena: SlotArena, x_PD: torch.Tensor) -> None:
+    def __init__(self, module: Any, arena: SlotArena, x_PD: torch.Tensor, sizes: list[int]) -> None:
         self._module = module
         self._arena = arena
-        self._x_PD = x_PD
+        self._sizes = sizes
+        self._x = x_PD.split(sizes)
         self._up = "gate_up" if module.has_gate else "up"
         width = arena.stacked(self._up).shape[2 if module.is_transposed else 1]
         self._hidden_PF = x_PD.new_zeros(x_PD.shape[0], width)
         self._activates_whole = self._hidden_PF.numel() <= WHOLE_ACTIVATION_ELEMENTS
+        self._hidden = self._hidden_PF.split(sizes)
         self.out_PD = torch.empty(x_PD.shape, dtype=x_PD.dtype, device=x_PD.device)
+        self._out = self.out_PD.split(sizes)
 
-    def run(self, experts: list[tuple[int, int, int]]) -> None:
-        """(slot, start, stop) of each expert."""
-        for slot, start, stop in experts:
-            self._linear(slot, self._up, self._x_PD[start:stop], self._hidden_PF[start:stop])
-        active_PF = self._activate(self._hidden_PF) if self._activates_whole and experts else None
-        for slot, start, stop in experts:
-            rows = self._activate(self._hidden_PF[start:stop]) if active_PF is None else active_PF[start:stop]
-            self._linear(slot, "down", rows, self.out_PD[start:stop])
+    def run(self, experts: list[tuple[int, int]]) -> None:
+        """(slot, span) of each expert."""
+        for slot, span in experts:
+            self._linear(slot, self._up, self._x[span], self._hidden[span])
+        active = self._activate(self._hidden_PF).split(self._sizes) if self._activates_whole and experts else None
+        for slot, span in experts:
+            rows = self._activate(self._hidden[span]) if active is None else active[span]
+            self._linear(slot, "down", rows, self._out[span])
+
+    def clear(self, span: int) -> None:
+        self._out[span].zero_()
 
     def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
         active: torch.Tensor = (

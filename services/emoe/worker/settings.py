@@ -40,7 +40,7 @@ class WorkerSettings(ServiceSettings):
     """Sequences that run at once; with max_context it sizes the KV cache."""
     max_waiting: int = Field(default=16, ge=0)
     """Sequences that may wait inside the worker; more are refused with RESOURCE_EXHAUSTED."""
-    step_tokens: int = Field(default=1024, ge=1)
+    step_tokens: int = Field(default=2048, ge=1)
     """Most tokens of one step; longer prompts are prefilled in chunks."""
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""

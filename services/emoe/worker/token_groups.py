@@ -34,7 +34,7 @@ _ROUNDED = _round_rows(np.arange(2049))
 
 
 class TokenGroups:
-    """`spans`: expert -> its rows [start, stop) of P, end to end; those beyond its tokens are padding.
+    """Spans lie end to end: `position` says which is an expert's, `sizes` how many rows each has, padding with them.
 
     With `rounded`, sizes of spans come from `round_rows`; they depend on the tokens alone, never on residency.
     """
@@ -44,7 +44,8 @@ class TokenGroups:
         self._ids_R = topk_ids_TK.reshape(-1).cpu().numpy()
         self._device = topk_ids_TK.device
         if self._shape[0] == 1:  # a lone decode: each choice is a group of one row
-            self.spans = {expert: (row, row + 1) for row, expert in enumerate(self._ids_R.tolist())}
+            self.position = {expert: row for row, expert in enumerate(self._ids_R.tolist())}
+            self.sizes = [1] * len(self.position)
             return
         order_R = np.argsort(self._ids_R, kind="stable")
         sorted_R = self._ids_R[order_R]
@@ -59,8 +60,8 @@ class TokenGroups:
         row_of_choice_R[order_R] = row_R
         self._token_P = torch.from_numpy(token_P).to(self._device)
         self._row_of_choice_R = torch.from_numpy(row_of_choice_R).to(self._device)
-        stops = (starts + sizes).tolist()
-        self.spans = dict(zip(sorted_R[firsts].tolist(), zip(starts.tolist(), stops, strict=True), strict=True))
+        self.position = {expert: place for place, expert in enumerate(sorted_R[firsts].tolist())}
+        self.sizes = sizes.tolist()
 
     def gather(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """[T, D] -> [P, D]; padding repeats some token."""

@@ -20,20 +20,19 @@ def test_every_choice_comes_back_to_its_own_place(ids_TK: torch.Tensor, rounded:
     groups = TokenGroups(ids_TK, rounded=rounded)
     hidden_TD = torch.arange(len(ids_TK), dtype=torch.float32)[:, None] * 100
     rows_PD = groups.gather(hidden_TD).clone()
-    for expert, (start, stop) in groups.spans.items():
-        rows_PD[start:stop] += float(expert)
+    spans = rows_PD.split(groups.sizes)
+    for expert, position in groups.position.items():
+        spans[position].add_(float(expert))
     assert torch.equal(groups.scatter(rows_PD)[..., 0], hidden_TD + ids_TK)
 
 
 @given(ids_TK=choices(), rounded=st.booleans())
 def test_spans_are_the_chosen_experts_end_to_end(ids_TK: torch.Tensor, rounded: bool) -> None:
     groups = TokenGroups(ids_TK, rounded=rounded)
-    assert sorted(groups.spans) == sorted(set(ids_TK.reshape(-1).tolist()))
-    edges = [0]
-    for start, stop in groups.spans.values():
-        assert start == edges[-1]
-        edges.append(stop)
-    for expert in groups.spans:
+    assert sorted(groups.position) == sorted(set(ids_TK.reshape(-1).tolist()))
+    assert sorted(groups.position.values()) == list(range(len(groups.sizes)))
+    assert sum(groups.sizes) == len(groups.gather(torch.zeros(len(ids_TK), 1)))
+    for expert in groups.position:
         assert groups.tokens(expert) == [t for t, row in enumerate(ids_TK.tolist()) if expert in row]
 
 
