@@ -69,10 +69,9 @@ def experts_forward(
     else:
         slots = {expert: int(table[expert]) for expert in groups.position}
         work.run([(slot, groups.position[expert]) for expert, slot in slots.items() if slot != ABSENT])
-        for expert in [
-            expert for expert, slot in slots.items() if slot == ABSENT
-        ]:  # only logits that are no numbers lead here
-            _fail(link, groups, work, expert)
+        for expert, slot in slots.items():
+            if slot == ABSENT:  # only logits that are no numbers lead here
+                _fail(link, groups, work, expert)
     weighted_TKD = groups.scatter(work.out_PD) * topk_weights_TK[..., None]
     return weighted_TKD.sum(dim=1).to(hidden_TD.dtype)
 
