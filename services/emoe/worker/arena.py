@@ -7,7 +7,6 @@ arena knows neither which expert is where (`core.slots`) nor where bytes come fr
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -55,10 +54,6 @@ class SlotArena:
     def stacked(self, name: str) -> torch.Tensor:
         """[S, ...]: all slots of one part, strided; for grouped products on a GPU."""
         return self._views[name]
-
-    @functools.cached_property
-    def part_names(self) -> frozenset[str]:
-        return frozenset(self._views)
 
 
 def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
