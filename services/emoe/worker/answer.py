@@ -1,6 +1,6 @@
 """One request's answer on the event loop: engine events in, pieces of text out.
 
-Pieces wait in a queue that a slow client may let grow to the answer's own length, no further; what waits together goes
+Tokens wait in a list that a slow client may let grow to the answer's own length, no further; what waits together goes
 out together.
 """
 
@@ -43,33 +43,28 @@ class Answer:
         await self._something.wait()
         self._something.clear()
         events, self._arrived = self._arrived, []
-        text, token_ids, logprobs = "", [], []
-        reason: FinishReason | None = None
-        for event in events:
-            if event.token_id is None:
-                self.is_over = True
-                raise GenerationError(f"request {self.sequence.sequence_id} failed: {event.error}")
-            token_ids.append(event.token_id)
-            self._num_tokens += 1
-            if event.logprobs:
-                logprobs.append(tuple(self._named(*one) for one in event.logprobs))
-            ended = event.token_id in self._eos_token_ids
-            if not ended:
-                text += self._text.push(event.token_id)
-            if self._text.stopped:
-                reason = FinishReason.STOP
-                break
-            if event.finished:
-                reason = FinishReason.STOP if ended else FinishReason.LENGTH
-        if reason is not None:
-            text += self._text.finish()
+        return self._piece(events)
+
+    def _piece(self, events: list[TokenEvent]) -> Piece:
+        last = events[-1]
+        if last.token_id is None:
             self.is_over = True
+            raise GenerationError(f"request {self.sequence.sequence_id} failed: {last.error}")
+        ended = last.token_id in self._eos_token_ids
+        given = [event.token_id for event in events if event.token_id is not None]
+        num_pushed, text = self._text.push_all(given[:-1] if ended else given)
+        if self._text.stopped:
+            events, ended = events[:num_pushed], True
+        self._num_tokens += len(events)
+        self.is_over = ended or last.finished
+        if self.is_over:
+            text += self._text.finish()
         return Piece(
             text=text,
-            token_ids=tuple(token_ids),
-            logprobs=tuple(logprobs),
-            finish_reason=reason if not self._text.stopped else FinishReason.STOP,
-            usage=self._usage() if reason is not None else None,
+            token_ids=tuple(given[: len(events)]),
+            logprobs=tuple(tuple(self._named(*one) for one in event.logprobs) for event in events if event.logprobs),
+            finish_reason=_reason(ended) if self.is_over else None,
+            usage=self._usage() if self.is_over else None,
         )
 
     def describe(self, span: trace.Span) -> None:
@@ -103,3 +98,7 @@ class Answer:
             num_expert_hits=self.sequence.num_expert_hits,
             num_expert_choices=self.sequence.num_expert_choices,
         )
+
+
+def _reason(ended: bool) -> FinishReason:
+    return FinishReason.STOP if ended else FinishReason.LENGTH

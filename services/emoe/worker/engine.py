@@ -76,6 +76,11 @@ class Engine:
         return bool(self._waiting or self._running)
 
     @property
+    def only_decodes(self) -> bool:
+        """Whether the next step is a short one: a token for each running sequence."""
+        return not self._waiting and all(sequence.is_decoding for sequence in self._running)
+
+    @property
     def num_running(self) -> int:
         return len(self._running)
 

@@ -148,7 +148,9 @@ async def _serve_model(
 ) -> None:
     loop = asyncio.get_running_loop()
     readiness: asyncio.Queue[bool] = asyncio.Queue()
-    runner = EngineRunner(parts, loop=loop, on_ready=readiness.put_nowait)
+    runner = EngineRunner(
+        parts, loop=loop, on_ready=readiness.put_nowait, stream_interval_seconds=settings.stream_interval_seconds
+    )
     # The address is known only after `start`, which needs the service registered: so it is filled in afterwards.
     service = WorkerService(runner=runner, encoder=encoder, eos_token_ids=parts.eos_token_ids)
     host.register(SERVICE, lambda server: worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server))

@@ -1,8 +1,9 @@
 """Runs the engine on a thread of its own, and brings requests in and tokens out.
 
 The thread alone touches the engine; others leave commands, which it carries out between two steps. Events go to the
-event loop once a step. An engine that fails is rebuilt: its requests end with an error, and the runner is not ready
-meanwhile.
+event loop once a step, or once an interval while steps are shorter: to wake the loop, and to send a message, costs more
+than a small model's token. An engine that fails is rebuilt: its requests end with an error, and the runner is not
+ready meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.25
 LOADING_SECONDS = 0.01
+COMPANY_SECONDS = 0.1
+"""How long after its last step an idle engine still expects as many requests at once as it had then."""
+ARRIVAL_SECONDS = 0.004
+GATHER_SECONDS = 0.03
+"""It waits for them this long at most, and no longer than ARRIVAL_SECONDS for each."""
 MAX_REBUILDS = 5
 REBUILD_WINDOW_SECONDS = 300.0
 
@@ -36,18 +42,28 @@ class EngineRunner:
     """`on_ready(bool)` is called on the event loop whenever readiness changes."""
 
     def __init__(
-        self, parts: EngineParts, *, loop: asyncio.AbstractEventLoop, on_ready: Callable[[bool], None]
+        self,
+        parts: EngineParts,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_ready: Callable[[bool], None],
+        stream_interval_seconds: float = 0.0,
     ) -> None:
         self._parts = parts
         self._engine: Engine = parts.build_engine()
         self._loop = loop
         self._on_ready = on_ready
+        self._stream_interval_seconds = stream_interval_seconds
+        self._held: list[TokenEvent] = []
+        self._delivered_seconds = 0.0
         self._commands: collections.deque[Callable[[Engine], None]] = collections.deque()
         self._sinks: dict[str, tuple[Sequence, Sink]] = {}
         self._wake = threading.Event()
         self._stopping = False
         self._asked: set[asyncio.Future[Any]] = set()
         self._rebuilds: list[float] = []
+        self._company = 0
+        self._idle_since_seconds = time.monotonic()
         self.failure: BaseException | None = None
         self.finished = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -131,10 +147,11 @@ class EngineRunner:
         self._deliver(_failures([sequence for sequence, _ in self._sinks.values()], "the engine has ended; try again"))
 
     def _turn(self) -> None:
-        self._wake.clear()
         try:
-            while self._commands:
-                self._commands.popleft()(self._engine)
+            was_idle = not self._engine.has_work
+            self._carry_out()
+            if was_idle and self._engine.has_work:
+                self._gather()
             if self._engine.has_work:
                 self._step()
             else:
@@ -143,10 +160,41 @@ class EngineRunner:
             log.exception("a step failed; the engine is rebuilt")
             self._rebuild()
 
+    def _carry_out(self) -> None:
+        self._wake.clear()
+        while self._commands:
+            self._commands.popleft()(self._engine)
+
+    def _gather(self) -> None:
+        """Requests that ended together are followed by others together, but one by one: what the first is spared by
+        starting alone, all others would wait for its prefill."""
+        began = time.monotonic()
+        expected = self._company if began - self._idle_since_seconds < COMPANY_SECONDS else 0
+        self._company = 0
+        while self._engine.num_waiting < expected and time.monotonic() - began < GATHER_SECONDS:
+            if not self._wake.wait(ARRIVAL_SECONDS):
+                return
+            self._carry_out()
+
     def _step(self) -> None:
-        events = self._engine.step()
-        if events:
-            self._tell(self._deliver, events)
+        self._company = max(self._company, len(self._engine.sequences))
+        began = time.monotonic()
+        if not self._engine.only_decodes:
+            self._flush(began)
+        self._held += self._engine.step()
+        now = self._idle_since_seconds = time.monotonic()
+        if not self._may_wait(now, step_seconds=now - began):
+            self._flush(now)
+
+    def _may_wait(self, now: float, *, step_seconds: float) -> bool:
+        """Whether what is held goes out with the next step's: if that comes soon, and no answer begins or ends here."""
+        soon = now + step_seconds - self._delivered_seconds < self._stream_interval_seconds
+        return soon and not any(event.is_edge for event in self._held)
+
+    def _flush(self, now: float) -> None:
+        if self._held:
+            self._tell(self._deliver, self._held)
+            self._held, self._delivered_seconds = [], now
 
     def _idle(self) -> None:
         residency = self._engine.residency
@@ -168,6 +216,7 @@ class EngineRunner:
         self._tell(self._on_ready, False)
         ended = _failures(self._engine.sequences, "the engine failed in this step and was rebuilt; try again")
         counters, task_counts = self._engine.counters, self._engine.task_counts
+        self._flush(now)
         self._engine = self._parts.build_engine()
         self._engine.counters, self._engine.task_counts = counters, task_counts
         self._tell(self._deliver, ended)

@@ -45,3 +45,8 @@ class TokenEvent:
     logprobs: tuple[tuple[int, float], ...] = ()
     finished: bool = False
     error: str = ""
+
+    @property
+    def is_edge(self) -> bool:
+        """A first or a last one."""
+        return self.finished or self.sequence.num_completion_tokens <= 1

@@ -42,6 +42,8 @@ class WorkerSettings(ServiceSettings):
     """Sequences that may wait inside the worker; more are refused with RESOURCE_EXHAUSTED."""
     step_tokens: int = Field(default=2048, ge=1)
     """Most tokens of one step; longer prompts are prefilled in chunks."""
+    stream_interval_seconds: float = Field(default=0.05, ge=0, le=1)
+    """Tokens that come closer than this are sent together; an answer's first and last at once. 0: each by itself."""
     device: str = "auto"
     """cpu, cuda, cuda:N or auto."""
     threads: int | None = Field(default=None, ge=1)

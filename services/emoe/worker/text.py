@@ -6,6 +6,7 @@ a window of undecided tokens and gives out the part of its text that later token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -28,12 +29,33 @@ class TextStream:
         self._held = ""
         self.stopped = False
 
+    def push_all(self, token_ids: Sequence[int]) -> tuple[int, str]:
+        """How many tokens it took, all of them but those behind a stop string, and the text that became final.
+
+        Without stop strings they are decoded together, unless the last ends inside a character: those before it are
+        not held back with it."""
+        if len(token_ids) > 1 and not self._stop:
+            text = self._decide(token_ids, patience_tokens=None)
+            if text is not None:
+                return len(token_ids), text
+            del self._undecided[-len(token_ids) :]
+        text = ""
+        for place, token_id in enumerate(token_ids, start=1):
+            text += self.push(token_id)
+            if self.stopped:
+                return place, text
+        return len(token_ids), text
+
     def push(self, token_id: int) -> str:
-        self._undecided.append(token_id)
+        return self._decide([token_id], patience_tokens=MAX_UNDECIDED_TOKENS) or ""
+
+    def _decide(self, token_ids: Sequence[int], *, patience_tokens: int | None) -> str | None:
+        """None: nothing is final yet, and the tokens wait."""
+        self._undecided.extend(token_ids)
         before = self._decode(self._context)
         after = self._decode(self._context + self._undecided)
-        if after.endswith(REPLACEMENT) and len(self._undecided) < MAX_UNDECIDED_TOKENS:
-            return ""
+        if after.endswith(REPLACEMENT) and (patience_tokens is None or len(self._undecided) < patience_tokens):
+            return None
         # Tokens without text of their own, such as special ones, must not hide that others stand before the next word.
         silent = after == before
         self._context = (self._context if silent else []) + self._undecided

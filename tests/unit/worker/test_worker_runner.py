@@ -29,9 +29,14 @@ def parts(checkpoint: Callable[[str], Path]) -> Iterator[EngineParts]:
 
 
 class Runner:
-    def __init__(self, parts: EngineParts) -> None:
+    def __init__(self, parts: EngineParts, *, stream_interval_seconds: float = 0.0) -> None:
         self.readiness: list[bool] = []
-        self.engine = EngineRunner(parts, loop=asyncio.get_running_loop(), on_ready=self.readiness.append)
+        self.engine = EngineRunner(
+            parts,
+            loop=asyncio.get_running_loop(),
+            on_ready=self.readiness.append,
+            stream_interval_seconds=stream_interval_seconds,
+        )
 
     async def generate(self, name: str, *, max_tokens: int = 3) -> list[TokenEvent]:
         events: asyncio.Queue[TokenEvent] = asyncio.Queue()
@@ -144,3 +149,39 @@ async def test_questions_under_way_when_the_engine_stops_are_answered_with_an_er
     with pytest.raises(NotReadyError, match="has ended"):
         await asked
     assert "ended" in (await request)[-1].error
+
+
+async def test_requests_that_follow_others_that_ran_together_share_their_first_step(
+    runner: Runner, parts: EngineParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COMPANY_SECONDS", "ARRIVAL_SECONDS", "GATHER_SECONDS"):
+        monkeypatch.setattr(f"emoe.worker.runner.{name}", WAIT_SECONDS)
+    batches: list[int] = []
+    parts.model.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: batches.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    await asyncio.gather(*(runner.generate(f"first-{number}", max_tokens=8) for number in range(2)))
+    num_before = len(batches)
+    await asyncio.gather(*(runner.generate(f"second-{number}", max_tokens=1) for number in range(2)))
+    assert batches[num_before:] == [6]
+
+
+async def test_a_request_that_comes_alone_waits_for_nobody_twice(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emoe.worker.runner.COMPANY_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr("emoe.worker.runner.ARRIVAL_SECONDS", 0.2)
+    await asyncio.gather(*(runner.generate(f"first-{number}", max_tokens=8) for number in range(2)))
+    await runner.generate("alone")
+    assert runner.engine._company == 1
+
+
+async def test_between_the_first_token_and_the_last_short_steps_are_told_of_together(parts: EngineParts) -> None:
+    made = Runner(parts, stream_interval_seconds=WAIT_SECONDS)
+    made.engine.start()
+    deliveries: list[int] = []
+    deliver = made.engine._deliver
+    made.engine._deliver = lambda events: (deliveries.append(len(events)), deliver(events))[1]  # type: ignore[method-assign]
+    assert len(await made.generate("long", max_tokens=9)) == 9
+    assert deliveries == [1, 8]
+    await made.engine.stop()

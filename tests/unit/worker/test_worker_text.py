@@ -28,6 +28,26 @@ def test_the_pieces_make_the_whole_text(text: str) -> None:
     assert "".join(stream(text)[0]) == text
 
 
+@given(st.lists(st.text(max_size=8).map(str.encode), max_size=8), st.integers(0, 3))
+def test_tokens_that_come_together_make_the_same_text_whole_characters_first(texts: list[bytes], cut: int) -> None:
+    data = b"".join(texts)
+    answer, given_out, place = TextStream(ByteTokenizer(), ()), "", 0
+    for text in texts:
+        end = min(len(data), place + len(text) + cut)
+        taken, piece = answer.push_all(data[place:end])
+        assert taken == len(data[place:end])
+        given_out += piece
+        assert given_out == data[:end].decode(errors="ignore")
+        place = end
+    assert given_out + answer.push_all(data[place:])[1] + answer.finish() == data.decode()
+
+
+def test_tokens_behind_a_stop_string_are_not_taken() -> None:
+    answer = TextStream(ByteTokenizer(), ("END",))
+    assert answer.push_all(b"abENDxyz") == (5, "ab")
+    assert answer.stopped
+
+
 def test_a_character_is_never_given_out_in_part() -> None:
     pieces, _ = stream("a\N{EURO SIGN}b")
     assert pieces == ["a", "", "", "\N{EURO SIGN}", "b", ""]

@@ -75,9 +75,12 @@ def test_the_pieces_make_what_the_whole_decodes_to(name: str, data: st.DataObjec
     """Any tokens, as a model may draw them: special tokens in between, runs of spaces, characters in several tokens."""
     tokenizer = TOKENIZERS[name]
     token_ids = list(itertools.chain.from_iterable(data.draw(st.lists(chunks(name), max_size=14))))
-    stream = TextStream(tokenizer, ())
-    pieces = "".join(stream.push(token_id) for token_id in token_ids) + stream.finish()
-    assert pieces == tokenizer.decode(token_ids, skip_special_tokens=True)
+    whole = tokenizer.decode(token_ids, skip_special_tokens=True)
+    one_by_one, together = TextStream(tokenizer, ()), TextStream(tokenizer, ())
+    assert "".join(one_by_one.push(token_id) for token_id in token_ids) + one_by_one.finish() == whole
+    size = data.draw(st.integers(1, 15))
+    runs = [token_ids[start : start + size] for start in range(0, len(token_ids), size)]
+    assert "".join(together.push_all(run)[1] for run in runs) + together.finish() == whole
 
 
 @pytest.mark.parametrize("name", ["byte_level", "metaspace"])
