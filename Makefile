@@ -3,7 +3,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format protos setup-demo setup-dev
+.PHONY: help demo test check lint format protos crd setup-demo setup-dev
 
 help: ## Show these lines
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -20,6 +20,7 @@ check: setup-dev ## Lint, formatting, types, rules of import, generated code
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python tools/protos.py check
+	@$(BIN)/python tools/crd.py check
 
 lint: setup-dev ## Mend what ruff can mend
 	@$(BIN)/ruff check --fix .
@@ -29,6 +30,9 @@ format: setup-dev ## Format all code
 
 protos: setup-dev ## Generate services/emoe/v1 from protos/
 	@$(BIN)/python tools/protos.py generate
+
+crd: setup-dev ## Generate the chart's CRD from services/emoe/api
+	@$(BIN)/python tools/crd.py generate
 
 setup-demo:
 	@sh tools/setup.sh --extra all --no-default-groups --inexact

@@ -1,4 +1,4 @@
-"""Generates services/emoe/v1 from protos/, or checks that what is committed is what would be generated.
+"""Generates the packages of messages from protos/, or checks that what is committed is what would be generated.
 
 python tools/protos.py generate
 python tools/protos.py check
@@ -15,17 +15,23 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PROTOS = ROOT / "protos"
 SERVICES = ROOT / "services"
-PACKAGE = Path("emoe/v1")
+PACKAGES = {Path("emoe/v1"): PROTOS / "emoe/v1", Path("emoe/oip"): PROTOS / "inference"}
+"""Where the generated modules go, below services/, and the folder of their protos. A proto is imported by the former,
+which need not be its package's name: `inference` is the protocol's own."""
 OUTPUTS = ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")
 
 
 def generate(into: Path) -> None:
-    """Writes `into`/emoe/v1; SystemExit with protoc's own message when a proto is wrong."""
-    sources = sorted(str(path) for path in (PROTOS / PACKAGE).glob("*.proto"))
+    """Writes every package below `into`; SystemExit with protoc's own message when a proto is wrong."""
+    for package, protos in PACKAGES.items():
+        sources = sorted(str(path) for path in protos.glob("*.proto"))
+        _run_protoc(f"-I{package}={protos}", *(f"--{output}={into}" for output in OUTPUTS), *sources)
+
+
+def _run_protoc(*arguments: str) -> None:
     # protoc finds its mypy plugins on the PATH, and they lie beside this Python.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    options = [f"--{output}={into}" for output in OUTPUTS]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTOS}", *options, *sources]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *arguments]
     done = subprocess.run(command, check=False, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"protoc failed:\n{done.stdout}{done.stderr}")
@@ -44,15 +50,20 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def check() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         generate(Path(scratch))
-        differences = find_differences(Path(scratch) / PACKAGE, SERVICES / PACKAGE)
+        differences = [
+            f"{package}/{name}"
+            for package in PACKAGES
+            for name in find_differences(Path(scratch) / package, SERVICES / package)
+        ]
     if differences:
-        sys.exit(f"services/emoe/v1 is not what protos/ gives ({', '.join(differences)}); run: make protos")
-    print("services/emoe/v1 is what protos/ gives")
+        sys.exit(f"services/ is not what protos/ gives ({', '.join(differences)}); run: make protos")
+    print("services/ has what protos/ gives")
 
 
 def remake() -> None:
-    for name in _contents(SERVICES / PACKAGE):
-        (SERVICES / PACKAGE / name).unlink()
+    for package in PACKAGES:
+        for name in _contents(SERVICES / package):
+            (SERVICES / package / name).unlink()
     generate(SERVICES)
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Iterable
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
 from emoe.core.errors import EmoeError
@@ -49,6 +50,16 @@ class ScriptedWorker(WorkerServiceServicer):
     def step(self, count: int = 1) -> None:
         for _ in range(count):
             self._steps.release()
+
+    async def add_to(self, server: grpc.aio.Server) -> None:
+        add_WorkerServiceServicer_to_server(self, server)
+        self.health = health.aio.HealthServicer()
+        await self.say_serving(True)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+
+    async def say_serving(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        await self.health.set("", status.SERVING if serving else status.NOT_SERVING)
 
     def state(self) -> loader_pb2.WorkerState:
         return loader_pb2.WorkerState(
@@ -155,7 +166,7 @@ class Neighbourhood:
         tracer = (telemetry or Telemetry(trace.NoOpTracerProvider())).tracer
         interceptor = CallInterceptor(tracer=tracer, standing=StandingCalls(), max_call_seconds=60)
         worker.server = grpc.aio.server(interceptors=[interceptor], options=server_options())
-        add_WorkerServiceServicer_to_server(worker, worker.server)
+        await worker.add_to(worker.server)
         worker.address = f"127.0.0.1:{worker.server.add_insecure_port(address)}"
         await worker.server.start()
         self._stack.push_async_callback(worker.server.stop, None)

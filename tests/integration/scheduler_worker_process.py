@@ -8,15 +8,13 @@ import sys
 import grpc
 from scheduler_neighbours import ScriptedWorker
 
-from emoe.v1.worker_pb2_grpc import add_WorkerServiceServicer_to_server
-
 
 async def main(address: str) -> None:
     worker = ScriptedWorker("doomed", stepwise=True)
     worker.address = address
     worker.step()
     server = grpc.aio.server()
-    add_WorkerServiceServicer_to_server(worker, server)
+    await worker.add_to(server)
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()

@@ -161,4 +161,4 @@ async def test_the_running_system_is_found_by_its_file(tmp_path: Path) -> None:
 async def test_without_a_running_system_the_way_out_is_named() -> None:
     outcome = await emoe_generate("Hello")
     assert outcome.status == 1
-    assert outcome.stderr.startswith("emoe: no emoe up runs here: start one, or name a scheduler with --address")
+    assert outcome.stderr.startswith("emoe: no emoe up runs here: start one, or name a scheduler with --target")

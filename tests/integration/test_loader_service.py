@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId
 from emoe.core.tasks import UNKNOWN
-from emoe.loader import service
+from emoe.loader import streams
 from emoe.loader.main import serving
 from emoe.loader.settings import LoaderSettings
 from emoe.predictor.main import serving as serving_predictor
@@ -476,7 +476,7 @@ async def test_a_file_cut_short_while_serving_is_data_loss_for_its_experts_alone
 async def test_a_client_that_leaves_or_stops_reading_does_not_hold_up_others(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(streams, "WRITE_SECONDS", 0.2)
     async with running(checkpoint, max_pulled_bytes=1) as host, client(host.address) as (stub, model):
         request = pb.PullExpertsRequest(model=model.model, experts=[expert_to_proto(expert) for expert in ALL_EXPERTS])
         async with client(host.address) as (other, _):

@@ -179,16 +179,18 @@ async def test_last_list_stands_while_the_loader_is_gone(neighbourhood) -> None:
 
 
 async def test_worker_that_broke_a_call_is_used_again_once_it_answers(neighbourhood) -> None:
-    worker = await neighbourhood.start_worker(ScriptedWorker())
+    worker = await neighbourhood.start_worker(ScriptedWorker(stepwise=True))
     port = worker.address
     door = await neighbourhood.start_scheduler()
-    await door.until(num_workers=1)
+    lost = door.generate("lost")
+    await worker.started.acquire()
     await worker.server.stop(None)
-    assert (await failure(door.generate("lost"))).code() is grpc.StatusCode.UNAVAILABLE
+    assert (await failure(lost)).code() is grpc.StatusCode.UNAVAILABLE
     await door.until(num_workers=0)
 
     await neighbourhood.restart_worker(worker, port)
 
+    worker.step(3)
     assert len(await door.answer("found")) == 3
 
 

@@ -24,8 +24,8 @@ from emoe.core.generation import Sampling
 from emoe.runtime.grids import ModelId
 from emoe.v1 import loader_pb2, loader_pb2_grpc, predictor_pb2, predictor_pb2_grpc
 from emoe.worker.loader_source import LoaderSource
-from emoe.worker.main import settings_without_effect
 from emoe.worker.plans import PlanSubscription
+from emoe.worker.preparing import settings_without_effect
 from emoe.worker.prompts import PromptEncoder
 from emoe.worker.reporting import RoutingReporter
 from emoe.worker.runner import EngineRunner

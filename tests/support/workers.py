@@ -20,8 +20,8 @@ START_SECONDS = 60.0
 
 
 @contextlib.asynccontextmanager
-async def running_worker(folder: Path, tmp_path: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
-    """The channel of a worker that is ready."""
+async def running_worker(folder: Path | None, tmp_path: Path, **settings: Any) -> AsyncIterator[grpc.aio.Channel]:
+    """The channel of a worker that is ready. Without a folder it has to ask its loader."""
     announce = tmp_path / "worker.json"
     task = asyncio.create_task(
         serve(

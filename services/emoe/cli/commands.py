@@ -132,16 +132,22 @@ def generate(
         bool | None,
         typer.Option("--chat/--raw", help="With the model's chat template, or as it is.", show_default="what it has"),
     ] = None,
-    address: Annotated[
+    target: Annotated[
         str | None,
-        typer.Option(envvar="EMOE_ADDRESS", help="host:port of a scheduler. Default: the emoe up that runs here."),
+        typer.Option(
+            "--target",
+            "--address",
+            envvar=["EMOE_TARGET", "EMOE_ADDRESS"],
+            help="host:port of a scheduler, here or in a cluster. Default: the emoe up that runs here.",
+        ),
     ] = None,
+    tls: Annotated[bool, typer.Option("--tls", help="With --target: by TLS, as a gateway may want it.")] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the whole answer.")] = 300.0,
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Stream an answer, then print its task, TTFT, tokens a second and hit rate."""
-    from emoe.cli.generate import find_scheduler
+    from emoe.cli.generate import find_target
     from emoe.cli.generate import generate as run_generate
     from emoe.cli.generation_client import PromptForm, Question
     from emoe.cli.paths import default_state_dir
@@ -161,8 +167,24 @@ def generate(
                 stop=tuple(stop or ()),
             ),
         )
-        scheduler = find_scheduler(address, state_dir or default_state_dir())
+        scheduler = find_target(target, state_dir or default_state_dir(), tls=tls)
         asyncio.run(run_generate(scheduler, question, timeout_seconds=timeout, as_json=as_json))
+
+
+@app.command()
+def port_forward(
+    resource: Annotated[str, typer.Argument(help="moed/NAME, or NAME.", metavar="moed/NAME")],
+    namespace: Annotated[
+        str | None, typer.Option("--namespace", "-n", help="Its namespace.", show_default="kubectl's")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 takes any free one.")] = 8000,
+) -> None:
+    """Bring a cluster's MoEDeployment to a port of this machine, by kubectl. Ctrl-C ends it."""
+    from emoe.cli.port_forward import port_forward as run_port_forward
+    from emoe.cli.signals import run_until_signalled
+
+    with reported_errors():
+        asyncio.run(run_until_signalled(run_port_forward(resource, namespace=namespace, port=port)))
 
 
 @app.command()
@@ -185,6 +207,28 @@ def inspect(
     with reported_errors(as_json=as_json):
         budgets = tuple(expert_memory or ())
         print_footprint(resolve_model(model), budgets, as_json=as_json, reroute=miss_policy == "reroute")
+
+
+@app.command()
+def plan(
+    file: Annotated[
+        str,
+        typer.Option("--file", "-f", help="A file with MoEDeployments, as for kubectl apply; - reads it from stdin."),
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", help="The model's files, config and headers at least. Default: what demo:// means."),
+    ] = None,
+    bandwidth: Annotated[
+        str, typer.Option(help="Bytes a second that a worker reads, for the time to load; assumed unless given.")
+    ] = "300M",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a MoEDeployment would need and whether it fits, without a cluster; status 1 unless all is well."""
+    from emoe.cli.plan import print_plans
+
+    with reported_errors(as_json=as_json):
+        raise SystemExit(print_plans(file, model, bandwidth=bandwidth, as_json=as_json))
 
 
 @app.command()

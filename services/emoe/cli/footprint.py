@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from emoe.cli.failures import CommandError
 from emoe.core.budget import slot_bytes, split_budget
 from emoe.core.experts import ExpertGrid
-from emoe.store.footprint import ModelFootprint, measure, parse_memory
+from emoe.core.memory import parse_memory
+from emoe.store.footprint import ModelFootprint, kv_bytes_per_token, measure
 from emoe.store.store import ExpertStore
 from emoe.store.tensors import DTYPE_BITS
 
@@ -41,31 +41,6 @@ def print_footprint(model: Path, budgets: tuple[str, ...], *, as_json: bool, rer
     from emoe.cli.footprint_table import print_tables
 
     print_tables(model, footprint, kv_bytes, rows)
-
-
-def kv_bytes_per_token(config: Mapping[str, object], *, bits: int) -> int | None:
-    """Keys and values that one token leaves in all layers, as the worker keeps them; None if the config does not say.
-
-    Latent attention (DeepSeek) is kept unfolded: one key and one value a head.
-    """
-    num_layers, num_heads = _count(config, "num_hidden_layers"), _count(config, "num_attention_heads")
-    if not num_layers or not num_heads:
-        return None
-    rope, nope, value = (_count(config, key) for key in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
-    if rope and nope and value:
-        per_layer = num_heads * (rope + nope + value)
-    else:
-        hidden = _count(config, "hidden_size")
-        head_dim = _count(config, "head_dim") or (hidden // num_heads if hidden else None)
-        if not head_dim:
-            return None
-        per_layer = 2 * (_count(config, "num_key_value_heads") or num_heads) * head_dim
-    return num_layers * per_layer * bits // 8
-
-
-def _count(config: Mapping[str, object], key: str) -> int | None:
-    value = config.get(key)
-    return value if type(value) is int and value > 0 else None
 
 
 def _budget_row(budget: str, grid: ExpertGrid, *, reroute: bool) -> BudgetRow:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from emoe.cli.failures import RemoteError
 from emoe.cli.view import hit_rate
@@ -16,6 +17,8 @@ from emoe.runtime.errors import retry_after_seconds
 from emoe.v1 import generation_pb2, scheduler_pb2_grpc
 
 MIN_TIMED_TOKENS = 4
+SERVICE = "emoe.v1.SchedulerService"
+CHECK_SECONDS = 5.0
 
 
 class PromptForm(enum.Enum):
@@ -61,6 +64,31 @@ class Answer:
     @property
     def hit_rate(self) -> float | None:
         return hit_rate(self.usage.num_expert_hits, self.usage.num_expert_choices)
+
+
+async def check_scheduler(channel: grpc.aio.Channel, target: str, *, timeout_seconds: float) -> None:
+    """RemoteError at once when nothing answers at `target`, or when it says that it is not ready: the request would
+    else wait for its whole deadline. What cannot be asked, through a gateway say, is left to the request to find out.
+    """
+    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    seconds = min(timeout_seconds, CHECK_SECONDS)
+    try:
+        response = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=seconds)
+    except grpc.aio.AioRpcError as error:
+        code, details = error.code(), error.details() or "no reason given"
+        if code is grpc.StatusCode.UNAVAILABLE and channel.get_state() is not grpc.ChannelConnectivity.READY:
+            raise RemoteError(
+                f"nothing that speaks gRPC can be reached at {target}: {details}", code=code.name
+            ) from error
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise RemoteError(f"{target} did not answer within {seconds:g} s", code=code.name) from error
+        return
+    if response.status != health_pb2.HealthCheckResponse.SERVING:
+        raise RemoteError(
+            f"the scheduler at {target} is not ready: it has not found a ready worker, or it is shutting down;"
+            " try again later",
+            code=grpc.StatusCode.UNAVAILABLE.name,
+        )
 
 
 async def ask(
@@ -148,6 +176,8 @@ def _answer_from(
 
 
 def _remote_error(error: grpc.aio.AioRpcError) -> RemoteError:
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return RemoteError(f"what answers there is no emoe scheduler: it has no {SERVICE}", code=error.code().name)
     delay = retry_after_seconds(error)
     hint = "" if delay is None else f" (try again in {delay:g} s)"
     return RemoteError(

@@ -6,11 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import emoe
 from emoe.core.errors import CheckpointError
-
-SHIPPED_MODEL = "emoe-tiny"
-MODEL_MARKER = "config.json"
+from emoe.store.shipped import MODEL_MARKER, shipped_model
 
 
 def default_state_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -27,15 +24,3 @@ def resolve_model(model: Path | None) -> Path:
     if not (model / MODEL_MARKER).is_file():
         raise CheckpointError(f"{model} is not a checkpoint folder: it has no {MODEL_MARKER}; give --model a folder")
     return model.resolve()
-
-
-def shipped_model() -> Path:
-    """Beside the sources in a checkout, inside the package in an installed wheel."""
-    package = Path(emoe.__file__).resolve().parent
-    places = (package.parents[1] / "models" / SHIPPED_MODEL, package / "_models" / SHIPPED_MODEL)
-    for place in places:
-        if (place / MODEL_MARKER).is_file():
-            return place
-    raise CheckpointError(
-        f"the model that ships ({SHIPPED_MODEL}) is in neither {' nor '.join(map(str, places))}; give --model a folder"
-    )

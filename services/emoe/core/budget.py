@@ -46,8 +46,11 @@ def split_budget(grid: ExpertGrid, *, budget_bytes: int, reroute: bool) -> SlotB
     """Rerouting needs a routable set in every layer and staging beside it; exact mode one token's experts."""
     total, stride = grid.num_experts_total, slot_bytes(grid)
     num_slots = min(budget_bytes // stride, total)
-    staging = 0
-    if reroute and num_slots < total:
-        staging = max(MIN_STAGING_SLOTS, grid.rule.min_residents_per_group if grid.rule.num_groups > 1 else 0)
+    staging = max(MIN_STAGING_SLOTS, grid.rule.min_residents_per_group if grid.rule.num_groups > 1 else 0)
     least = grid.rule.min_residents * len(grid.moe_layers) + staging if reroute else grid.rule.top_k
-    return SlotBudget(num_slots=num_slots, num_staging=staging, min_slots=min(least, total), slot_bytes=stride)
+    return SlotBudget(
+        num_slots=num_slots,
+        num_staging=staging if reroute and num_slots < total else 0,
+        min_slots=min(least, total),
+        slot_bytes=stride,
+    )

@@ -6,6 +6,8 @@ else looks at the class.
 
 from __future__ import annotations
 
+import dataclasses
+
 
 class EmoeError(Exception):
     """The root; raised as itself never."""
@@ -13,6 +15,25 @@ class EmoeError(Exception):
 
 class InvalidRequestError(EmoeError):
     """The caller must change the request: it can never succeed as it is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FieldProblem:
+    """What is wrong with one field of a resource; `path` is as its YAML has it, such as `spec.tasks[0].name`."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class InvalidResourceError(InvalidRequestError):
+    """A MoEDeployment that can never be served as it is; `problems` has every one that was found."""
+
+    def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems
 
 
 class UnsupportedModelError(EmoeError):

@@ -58,6 +58,23 @@ class DemandWeightedEviction:
         return self._lru.pick([e for e in candidates if self._demand[e.layer, e.index] == lowest])
 
 
+class PinnedEviction:
+    """Another policy's choice, from those that are not pinned as long as there are such."""
+
+    def __init__(self, policy: EvictionPolicy, pinned: Collection[ExpertId]) -> None:
+        self._policy = policy
+        self._pinned = frozenset(pinned)
+
+    def touch(self, layer: int, experts: Collection[int]) -> None:
+        self._policy.touch(layer, experts)
+
+    def set_demand(self, demand: FloatGrid) -> None:
+        self._policy.set_demand(demand)
+
+    def pick(self, candidates: Collection[ExpertId]) -> ExpertId:
+        return self._policy.pick([expert for expert in candidates if expert not in self._pinned] or candidates)
+
+
 EVICTION_POLICIES: dict[str, Callable[[tuple[int, int]], EvictionPolicy]] = {
     "lru": LruEviction,
     "demand": DemandWeightedEviction,

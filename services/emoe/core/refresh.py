@@ -1,14 +1,17 @@
-"""How much better a newcomer must be than the resident whose slot it would take.
+"""What the planner sees instead of bare demand: residents at a premium, and pinned experts above all others.
 
-Stands between demand and planner in the loader: the planner sees residents at a premium, so that two plans from nearly
-the same demand do not swap experts back and forth. Knows neither clocks nor workers.
+Stands between demand and planner in the loader. The premium is how much better a newcomer must be than the resident
+whose slot it would take, so that two plans from nearly the same demand do not swap experts back and forth. Knows
+neither clocks nor workers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
-from emoe.core.experts import BoolGrid, FloatGrid
+from emoe.core.experts import BoolGrid, ExpertId, FloatGrid
 
 
 def favour_residents(demand: FloatGrid, resident: BoolGrid, *, margin_ratio: float = 0.1) -> FloatGrid:
@@ -18,3 +21,11 @@ def favour_residents(demand: FloatGrid, resident: BoolGrid, *, margin_ratio: flo
     """
     premium = demand * margin_ratio + np.finfo(np.float64).tiny
     return np.where(resident, demand + premium, demand)
+
+
+def favour_pinned(demand: FloatGrid, pinned: Collection[ExpertId]) -> FloatGrid:
+    """demand [L, E] with `pinned` wanted more than all others together want to be: a planner takes them first."""
+    lifted = demand.copy()
+    for expert in pinned:
+        lifted[expert.layer, expert.index] += 2 * demand.sum() + 1
+    return lifted

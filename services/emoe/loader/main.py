@@ -12,8 +12,12 @@ from collections.abc import AsyncIterator
 from emoe.core.experts import ExpertGrid
 from emoe.core.planning import PLANNERS
 from emoe.loader.client import PredictorClient
+from emoe.loader.fetch.cache import ModelCache
 from emoe.loader.news import News
+from emoe.loader.opened import OpenModel
+from emoe.loader.opening import Opening, RetryPace
 from emoe.loader.planning_loop import Ask, Pace, PlanningLoop
+from emoe.loader.progress import Phase, Progress
 from emoe.loader.reads import ExpertReads
 from emoe.loader.service import LoaderService
 from emoe.loader.settings import LoaderSettings
@@ -28,37 +32,79 @@ _log = logging.getLogger(__name__)
 
 @contextlib.asynccontextmanager
 async def serving(settings: LoaderSettings) -> AsyncIterator[ServiceHost]:
-    """A loader that answers at the host's address; leaving ends its calls, then closes the files."""
+    """A loader that listens at the host's address; leaving ends its calls, then closes the files.
+
+    A model's folder is open by then, or this raises; a source is fetched and opened in the background."""
     async with contextlib.AsyncExitStack() as files, service_host(settings, name="loader") as host:
-        store = await asyncio.to_thread(ExpertStore.open, settings.model, cache_dir=settings.cache_dir)
-        files.callback(store.close)
+        loader = _Loader(settings, host, files)
+        if settings.source is None:
+            assert settings.model is not None, "settings have one of them"
+            store = await asyncio.to_thread(ExpertStore.open, settings.model, cache_dir=settings.cache_dir)
+            await host.start()
+            await loader.begin(store)
+        else:
+            await host.start()
+            host.spawn("model", loader.open_source(settings.source))
+        yield host
+
+
+class _Loader:
+    """The parts, and the step from a loader without a model to one that serves it."""
+
+    def __init__(self, settings: LoaderSettings, host: ServiceHost, files: contextlib.AsyncExitStack) -> None:
+        self._settings = settings
+        self._host = host
+        self._files = files
+        self._news = News()
+        self._workers, self._mix = Workers(planning=self._news), TaskMix(planning=self._news)
+        self._progress = Progress(settings.source or str(settings.model))
+        self._service = LoaderService(
+            progress=self._progress,
+            workers=self._workers,
+            mix=self._mix,
+            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+        )
+        self._service.register(host)
+
+    async def open_source(self, address: str) -> None:
+        settings = self._settings
+        opening = Opening(
+            address=address,
+            revision=settings.revision,
+            cache=ModelCache(settings.model_cache_folder),
+            cache_dir=settings.cache_dir,
+            progress=self._progress,
+            pace=RetryPace(
+                first_seconds=settings.fetch_retry_seconds,
+                longest_seconds=settings.max_fetch_retry_seconds,
+                permanent_seconds=settings.permanent_retry_seconds,
+            ),
+            wait_seconds=settings.fetch_wait_seconds,
+        )
+        await self.begin(await opening.run())
+
+    async def begin(self, store: ExpertStore) -> None:
+        """Serves the store, and closes it at the end."""
+        self._files.callback(store.close)
         reads = ExpertReads(
             store,
             expert_bytes=store.grid.expert_bytes,
-            max_bytes=settings.max_pulled_bytes,
-            num_threads=settings.read_threads,
+            max_bytes=self._settings.max_pulled_bytes,
+            num_threads=self._settings.read_threads,
         )
-        files.push_async_callback(asyncio.to_thread, reads.close)
-        model = ModelId(digest=store.digest, family=store.family)
-        news = News()
-        workers, mix = Workers(planning=news), TaskMix(planning=news)
-        service = LoaderService(
-            model=model,
-            grid=store.grid,
-            path=str(settings.model.resolve()),
-            workers=workers,
-            mix=mix,
-            reads=reads,
-            heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
+        self._files.push_async_callback(asyncio.to_thread, reads.close)
+        model = self._service.model = OpenModel.of(store, reads)
+        _log.info("%s from %s is open: %d experts", store.family, self._progress.source, model.grid.num_experts_total)
+        if not self._progress.revision:
+            self._progress.resolve(model.id.digest)
+        self._progress.enter(Phase.READY)
+        ask = await self._files.enter_async_context(_predictor(self._settings.predictor, model.id, model.grid))
+        loop = _planning_loop(
+            self._settings, workers=self._workers, mix=self._mix, news=self._news, grid=model.grid, ask=ask
         )
-        service.register(host)
-        await host.start()
-        ask = await files.enter_async_context(_predictor(settings.predictor, model, store.grid))
-        loop = _planning_loop(settings, workers=workers, mix=mix, news=news, grid=store.grid, ask=ask)
-        host.spawn("ask", loop.ask_forever())
-        host.spawn("plan", loop.plan_forever())
-        await host.set_ready(True)
-        yield host
+        self._host.spawn("ask", loop.ask_forever())
+        self._host.spawn("plan", loop.plan_forever())
+        await self._host.set_ready(True)
 
 
 @contextlib.asynccontextmanager
@@ -100,7 +146,7 @@ async def serve(settings: LoaderSettings) -> None:
 
 
 def main() -> int:
-    settings = LoaderSettings()  # type: ignore[call-arg]  # from the environment
+    settings = LoaderSettings()
     return run_process(serve, settings, name="loader")
 
 

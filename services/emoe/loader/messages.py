@@ -11,9 +11,21 @@ from emoe.core.errors import InvalidRequestError, PlanError
 from emoe.core.experts import ExpertGrid
 from emoe.core.planning import check_budget
 from emoe.core.tasks import UNKNOWN, parse_task_name
+from emoe.loader.base_files import Piece
+from emoe.loader.opened import OpenModel
+from emoe.loader.progress import Phase, Progress
 from emoe.loader.task_mix import TaskReport
 from emoe.loader.workers import Plan, WorkerCounters, WorkerState
-from emoe.runtime.grids import ModelId, demand_to_proto, model_to_proto, parse_model, parse_set, set_to_proto
+from emoe.runtime.grids import (
+    ModelId,
+    demand_to_proto,
+    grid_to_proto,
+    model_to_proto,
+    parse_model,
+    parse_set,
+    set_to_proto,
+)
+from emoe.store.published import PublishedFile
 from emoe.v1 import loader_pb2 as pb
 from emoe.v1 import residency_pb2
 
@@ -93,12 +105,62 @@ def parse_tasks(message: pb.ReportTasksRequest) -> TaskReport:
     return TaskReport(task_tokens=task_tokens, num_prompts=message.num_prompts)
 
 
+def progress_to_proto(progress: Progress, model: OpenModel | None) -> pb.WatchModelResponse:
+    message = pb.WatchModelResponse(
+        phase=_PHASES[progress.phase],
+        source=progress.source,
+        revision=progress.revision,
+        num_bytes_done=progress.num_bytes_done,
+        num_bytes_total=progress.num_bytes_total,
+        bytes_per_second=progress.bytes_per_second,
+    )
+    if progress.failure is not None:
+        error = progress.failure.error
+        message.failure.CopyFrom(
+            pb.ModelFailure(
+                reason=error.reason.value,
+                message=str(error),
+                permanent=error.permanent,
+                retry_seconds=progress.failure.retry_seconds,
+            )
+        )
+    if model is not None:
+        message.geometry.CopyFrom(geometry_to_proto(model))
+    return message
+
+
+def geometry_to_proto(model: OpenModel) -> pb.ModelGeometry:
+    return pb.ModelGeometry(
+        model=model_to_proto(model.id),
+        grid=grid_to_proto(model.grid),
+        base_bytes=model.base_bytes,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+        max_context=model.max_context,
+    )
+
+
+def file_to_proto(file: PublishedFile) -> pb.CheckpointFile:
+    base = [pb.ByteRange(offset=run.offset, num_bytes=run.num_bytes) for run in file.base]
+    return pb.CheckpointFile(name=file.name, num_bytes=file.num_bytes, base=base)
+
+
+def piece_to_proto(piece: Piece) -> pb.ReadFileResponse:
+    return pb.ReadFileResponse(offset=piece.offset, data=piece.data, last=piece.last, xxh3=piece.xxh3)
+
+
 def parse_name(name: str, field: str) -> str:
     if not 0 < len(name) <= MAX_NAME_CHARACTERS:
         raise InvalidRequestError(f"{field} must have 1 to {MAX_NAME_CHARACTERS} characters, not {len(name)}")
     return name
 
 
+_PHASES = {
+    Phase.RESOLVING: pb.MODEL_PHASE_RESOLVING,
+    Phase.FETCHING: pb.MODEL_PHASE_FETCHING,
+    Phase.VERIFYING: pb.MODEL_PHASE_VERIFYING,
+    Phase.READY: pb.MODEL_PHASE_READY,
+    Phase.FAILED: pb.MODEL_PHASE_FAILED,
+}
 _COUNTER_FIELDS = dataclasses.fields(WorkerCounters)
 
 

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from emoe.core.planning import PLANNERS
 from emoe.runtime.settings import ServiceSettings
+from emoe.store.sidecar import default_cache_dir
 
 
 class LoaderSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="EMOE_LOADER_", extra="forbid", frozen=True)
 
-    model: Path
-    """The checkpoint's folder, as published."""
+    model: Path | None = None
+    """The checkpoint's folder, as published. A loader that cannot open it ends."""
+    source: str | None = Field(default=None, validate_default=True)
+    """Instead of `model`, tried until it is there: hf://org/name, s3://bucket/prefix, https://host/path/, demo:// or
+    the path of a folder."""
+    revision: str | None = None
+    """Branch, tag or commit of an hf:// source; resolved once."""
+    model_cache: Path | None = None
+    """Where fetched models are kept; `models` in the user's cache folder if not set."""
+    fetch_wait_seconds: float = Field(default=3600.0, gt=0)
+    """For another loader that fetches the same source into the same cache."""
+    fetch_retry_seconds: float = Field(default=1.0, gt=0)
+    """The first pause after a failure that may pass; each further one is twice as long."""
+    max_fetch_retry_seconds: float = Field(default=60.0, gt=0)
+    permanent_retry_seconds: float = Field(default=300.0, gt=0)
+    """After a failure that only a change of the source will end."""
     predictor: str | None = None
     """host:port of the predictor. Without one demand is uniform, and `refresh_interval_prompts` does nothing."""
     predictor_retry_seconds: float = Field(default=5.0, gt=0)
@@ -33,9 +48,23 @@ class LoaderSettings(ServiceSettings):
     max_pulled_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     """Expert bytes held for all pulls together; one expert always fits."""
 
+    @field_validator("source")
+    @classmethod
+    def _either_model_or_source(cls, source: str | None, info: ValidationInfo) -> str | None:
+        if "model" in info.data and (source is None) == (info.data["model"] is None):
+            raise ValueError("give either a model's folder (--model) or a source, not both and not neither")
+        return source
+
     @field_validator("planner")
     @classmethod
     def _check_planner(cls, name: str) -> str:
         if name not in PLANNERS:
             raise ValueError(f"planner {name!r} is not one of {', '.join(sorted(PLANNERS))}")
         return name
+
+    @property
+    def model_cache_folder(self) -> Path:
+        home = default_cache_dir()
+        if self.model_cache is None and home is None:
+            raise ValueError("there is no home to keep fetched models in: set --model-cache to a folder")
+        return self.model_cache or home / "models"  # type: ignore[operator]  # one of them is set

@@ -35,6 +35,8 @@ from emoe.runtime.telemetry import Telemetry, open_telemetry
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_CALL_SECONDS = 600.0
+LIVENESS = "liveness"
+"""The name under which health says that the process lives, ready or not: what a restart is decided by."""
 _HEALTH = "grpc.health.v1.Health"
 _STATUS = health_pb2.HealthCheckResponse
 
@@ -130,6 +132,7 @@ class ServiceHost:
 
     async def open_health_port(self) -> None:
         await self._health.set("", _STATUS.NOT_SERVING)
+        await self._health.set(LIVENESS, _STATUS.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
         self.health_address = _bind(self._health_server, self._settings.health_listen)
         await self._health_server.start()

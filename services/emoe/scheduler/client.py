@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from emoe.runtime.channels import open_channel
 from emoe.runtime.telemetry import outgoing_metadata
@@ -53,6 +54,7 @@ class WorkerClient:
     def __init__(self, address: str) -> None:
         self._channel = open_channel(address)
         self._stub = WorkerServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
         self._generate: Any = self._channel.unary_stream(
             "/emoe.v1.WorkerService/Generate", request_serializer=None, response_deserializer=None
         )
@@ -64,6 +66,19 @@ class WorkerClient:
     async def get_state(self, *, timeout_seconds: float) -> ReportedWorker:
         response = await self._stub.GetState(worker_pb2.GetStateRequest(), timeout=timeout_seconds)
         return parse_worker(response.state)
+
+    async def watch_health(self) -> AsyncIterator[bool]:
+        """Whether it serves: now, and at every change until the connection breaks."""
+        call: Any = self._health.Watch(health_pb2.HealthCheckRequest())
+        try:
+            async for answer in call:
+                yield answer.status == health_pb2.HealthCheckResponse.SERVING
+        finally:
+            call.cancel()
+
+    async def check_health(self, *, timeout_seconds: float) -> bool:
+        answer = await self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def close(self) -> None:
         await self._channel.close(None)

@@ -14,6 +14,9 @@ from emoe.runtime.telemetry import Telemetry
 from emoe.scheduler.client import LoaderClient
 from emoe.scheduler.dispatch import Dispatcher
 from emoe.scheduler.follow import follow_workers, probe_workers, report_tasks
+from emoe.scheduler.health import HealthPace, watch_health
+from emoe.scheduler.inference import SERVICE as INFERENCE_SERVICE
+from emoe.scheduler.inference import InferenceServicer
 from emoe.scheduler.service import SERVICE, SchedulerServicer
 from emoe.scheduler.settings import SchedulerSettings
 from emoe.scheduler.workers import WorkerPool
@@ -52,6 +55,8 @@ async def open_scheduler(
         )
         servicer = SchedulerServicer(settings, dispatcher=dispatcher, pool=pool)
         host.register(SERVICE, servicer.add_to)
+        inference = InferenceServicer(settings, generate=servicer.generate, pool=pool, stopping=host.stopping)
+        host.register(INFERENCE_SERVICE, inference.add_to)
         await host.start()
         _spawn_background(host, settings, LoaderClient(channel), dispatcher, pool)
         yield host
@@ -76,4 +81,10 @@ def _spawn_background(
             timeout_seconds=settings.probe_timeout_seconds,
         ),
     )
+    pace = HealthPace(
+        interval_seconds=settings.health_interval_seconds,
+        timeout_seconds=settings.health_timeout_seconds,
+        silence_seconds=settings.silence_seconds,
+    )
+    host.spawn("worker health", watch_health(pool, pace))
     host.spawn("readiness", become_ready())

@@ -92,10 +92,13 @@ class SchedulerServicer:
         )
         message.request_id = request.request_id or uuid.uuid4().hex
         message.task = request.task
+        slo = settings.fill_slo(request.task, request.slo)
+        if slo != request.slo:
+            message.slo.CopyFrom(generation_pb2.Slo(**dataclasses.asdict(slo)))
         ticket = Ticket(
             task=request.task,
             arrived_seconds=time.monotonic(),
-            ttft_seconds=request.slo.ttft_seconds,
+            ttft_seconds=slo.ttft_seconds,
             size_bytes=len(data),
             num_prompt_tokens=self._lengths.prompt_tokens(request),
             num_expected_tokens=self._lengths.answer_tokens(request),

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+import dataclasses
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from emoe.core.admission import ADMISSION_POLICIES
+from emoe.core.slo import Slo
 from emoe.core.tasks import BUILTIN_TASKS, parse_task_name
 from emoe.runtime.settings import ServiceSettings
+
+
+class TaskSlo(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    tpot_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class SchedulerSettings(ServiceSettings):
@@ -15,6 +25,8 @@ class SchedulerSettings(ServiceSettings):
 
     loader: str
     """host:port of the loader, which keeps the list of workers."""
+    model_name: str = Field(default="emoe", min_length=1)
+    """What clients of the Open Inference Protocol call the model."""
     policy: str = "fifo"
     """Which waiting request runs next: fifo, or edf (the soonest due first token)."""
     max_queued_requests: int = Field(default=256, ge=1)
@@ -27,9 +39,18 @@ class SchedulerSettings(ServiceSettings):
     """A later deadline is taken as this one."""
     extra_tasks: tuple[str, ...] = ()
     """Task names beside the built-in ones."""
+    task_slos: dict[str, TaskSlo] = Field(default_factory=dict)
+    """Task -> targets for its requests that give none, as JSON: {"chat": {"ttft_seconds": 0.5}}. Its names are tasks,
+    too."""
     probe_interval_seconds: float = Field(default=1.0, gt=0)
     """How often a worker that the loader does not vouch for is asked whether it lives."""
     probe_timeout_seconds: float = Field(default=2.0, gt=0)
+    health_interval_seconds: float = Field(default=0.5, gt=0)
+    """How often every worker is asked for its health, beside what it says by itself."""
+    health_timeout_seconds: float = Field(default=1.0, gt=0)
+    """A worker that does not answer in time gets no new request until it does."""
+    silence_seconds: float = Field(default=10.0, gt=0)
+    """A worker that has not answered for so long has its calls ended."""
 
     @field_validator("policy")
     @classmethod
@@ -43,6 +64,22 @@ class SchedulerSettings(ServiceSettings):
     def _well_named(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(parse_task_name(name) for name in names)
 
+    @field_validator("task_slos")
+    @classmethod
+    def _well_named_slos(cls, slos: dict[str, TaskSlo]) -> dict[str, TaskSlo]:
+        return {parse_task_name(name): slo for name, slo in slos.items()}
+
     @property
     def tasks(self) -> frozenset[str]:
-        return frozenset(BUILTIN_TASKS) | frozenset(self.extra_tasks)
+        return frozenset(BUILTIN_TASKS) | frozenset(self.extra_tasks) | frozenset(self.task_slos)
+
+    def fill_slo(self, task: str, slo: Slo) -> Slo:
+        """The request's own targets, and the task's where it has none."""
+        default = self.task_slos.get(task)
+        if default is None:
+            return slo
+        return dataclasses.replace(
+            slo,
+            ttft_seconds=slo.ttft_seconds or default.ttft_seconds,
+            tpot_seconds=slo.tpot_seconds or default.tpot_seconds,
+        )

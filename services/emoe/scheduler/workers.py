@@ -30,6 +30,8 @@ class Worker:
         self.client = WorkerClient(reported.address)
         self.listed = True
         self.answers = True
+        self.serves = True
+        """By its own health; true until something else is heard, for the loader listed it as ready."""
         self.calls: set[ByteStream] = set()
         self.num_in_flight = 0
         self._num_in_flight_at_report = 0
@@ -45,7 +47,7 @@ class Worker:
 
     @property
     def usable(self) -> bool:
-        return self.listed and self.answers and self.reported.ready
+        return self.listed and self.answers and self.serves and self.reported.ready
 
     @property
     def free_sequences(self) -> int:
@@ -66,8 +68,13 @@ class Worker:
         self.reported = reported
         self._num_in_flight_at_report = self.num_in_flight
 
+    def end_calls(self) -> None:
+        """Rather than leave them to hang."""
+        for call in list(self.calls):
+            call.cancel()
+
     async def probe(self, *, timeout_seconds: float) -> None:
-        """Ask whether it lives. After too many failures its calls are ended, rather than left to hang."""
+        """Ask whether it lives. After too much silence its calls are ended."""
         try:
             self._answered(await self.client.get_state(timeout_seconds=timeout_seconds))
         except asyncio.CancelledError:
@@ -76,22 +83,23 @@ class Worker:
         except grpc.aio.UsageError:
             log.debug("worker %s was forgotten before it was asked", self.key)
         except grpc.aio.AioRpcError as error:
-            self._failed_probe(error.details() or error.code().name)
+            # A worker that drains takes no connection any more, and still ends what it runs.
+            is_silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            self._failed_probe(error.details() or error.code().name, is_silent=is_silent)
 
     def _answered(self, reported: ReportedWorker) -> None:
         if reported.worker_id != self.worker_id:
-            self._failed_probe(f"{reported.worker_id} has its address now")
+            self._failed_probe(f"{reported.worker_id} has its address now", is_silent=True)
             return
         self.observe(reported)
         self.answers, self._num_failed_probes = True, 0
 
-    def _failed_probe(self, reason: str) -> None:
+    def _failed_probe(self, reason: str, *, is_silent: bool) -> None:
         self.answers = False
-        self._num_failed_probes += 1
+        self._num_failed_probes += is_silent
         log.debug("worker %s does not answer: %s", self.key, reason)
         if self._num_failed_probes >= MAX_FAILED_PROBES:
-            for call in list(self.calls):
-                call.cancel()
+            self.end_calls()
 
 
 class WorkerPool:
@@ -101,11 +109,24 @@ class WorkerPool:
         self.on_change: Callable[[], None] = lambda: None
         self.found_ready = asyncio.Event()
         self.doubted = asyncio.Event()
+        self.membership = asyncio.Event()
+        """Set when a worker has come or gone; its one reader clears it."""
         self._workers: dict[str, Worker] = {}
         self._loader_connected = False
 
     def get(self, key: str) -> Worker:
         return self._workers[key]
+
+    def workers(self) -> tuple[Worker, ...]:
+        return tuple(self._workers.values())
+
+    def hear(self, worker: Worker, *, is_serving: bool) -> None:
+        """From the worker's own health, however it was heard."""
+        if worker.serves == is_serving:
+            return
+        worker.serves = is_serving
+        log.info("worker %s %s", worker.key, "serves" if is_serving else "does not serve: no new request goes to it")
+        self._changed()
 
     def suspect(self, worker: Worker) -> None:
         """A call broke: nothing more is sent to this worker until it answers a probe."""
@@ -157,6 +178,7 @@ class WorkerPool:
         if known is None:
             log.info("worker %s at %s is listed", report.worker_id, report.address)
             self._workers[_key(report)] = Worker(report)
+            self.membership.set()
         else:
             known.observe(report)
 
@@ -164,6 +186,7 @@ class WorkerPool:
         for worker in list(workers):
             if self._workers.pop(worker.key, None) is worker:
                 log.info("worker %s at %s is forgotten", worker.worker_id, worker.reported.address)
+                self.membership.set()
                 await worker.client.close()
 
     def _changed(self) -> None:

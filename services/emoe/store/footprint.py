@@ -1,4 +1,4 @@
-"""What a model takes, and what a memory budget buys of it: the arithmetic behind `emoe inspect` and `--expert-memory`.
+"""What a model takes: the arithmetic behind `emoe inspect` and `emoe plan`.
 
 Pure: looks at an open store's index, reads no weights.
 """
@@ -6,10 +6,11 @@ Pure: looks at an open store's index, reads no weights.
 from __future__ import annotations
 
 import dataclasses
-import re
-from fractions import Fraction
+from collections.abc import Mapping
 
+from emoe.core.capacity import ModelGeometry
 from emoe.store.store import ExpertStore
+from emoe.store.tensors import DTYPE_BITS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,27 +60,37 @@ def measure(store: ExpertStore) -> ModelFootprint:
     )
 
 
-_MEMORY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*(%|[a-zA-Z]*)")
-_PREFIXES = ("", "k", "m", "g", "t", "p")
-_UNITS = {
-    "": 1,
-    "b": 1,
-    **{f"{prefix}{unit}": 1000**power for power, prefix in enumerate(_PREFIXES) if prefix for unit in ("", "b")},
-    **{f"{prefix}{unit}": 1024**power for power, prefix in enumerate(_PREFIXES) if prefix for unit in ("i", "ib")},
-}
+def geometry_of(store: ExpertStore) -> ModelGeometry:
+    """All that a worker's memory is planned from; 0 where the configuration does not say."""
+    longest = store.config.get("max_position_embeddings")
+    return ModelGeometry(
+        grid=store.grid,
+        base_bytes=measure(store).base_bytes,
+        kv_bytes_per_token=kv_bytes_per_token(store.config, bits=DTYPE_BITS[store.dtype]) or 0,
+        max_context=longest if type(longest) is int and longest > 0 else 0,
+    )
 
 
-def parse_memory(text: str, *, total_bytes: int) -> int:
-    """`25%` of `total_bytes` (all experts), `2GiB` or `2Gi` (1024), `512MB` or `512M` (1000), `1024` (bytes) -> bytes.
+def kv_bytes_per_token(config: Mapping[str, object], *, bits: int) -> int | None:
+    """Keys and values that one token leaves in all layers, as the worker keeps them; None if the config does not say.
 
-    Rounded down. ValueError for anything else, and for less than one byte.
+    Latent attention (DeepSeek) is kept unfolded: one key and one value a head.
     """
-    match = _MEMORY.fullmatch(text.strip())
-    unit = match[2].lower() if match else None
-    if match is None or (unit != "%" and unit not in _UNITS):
-        raise ValueError(f"memory {text!r} is not understood; write it like 25%, 2GiB, 512MB or 1073741824 (bytes)")
-    scale = Fraction(total_bytes, 100) if unit == "%" else Fraction(_UNITS[str(unit)])
-    num_bytes = int(Fraction(match[1]) * scale)
-    if num_bytes < 1:
-        raise ValueError(f"memory {text!r} is less than one byte; give more, such as 25% or 2GiB")
-    return num_bytes
+    num_layers, num_heads = _count(config, "num_hidden_layers"), _count(config, "num_attention_heads")
+    if not num_layers or not num_heads:
+        return None
+    rope, nope, value = (_count(config, key) for key in ("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"))
+    if rope and nope and value:
+        per_layer = num_heads * (rope + nope + value)
+    else:
+        hidden = _count(config, "hidden_size")
+        head_dim = _count(config, "head_dim") or (hidden // num_heads if hidden else None)
+        if not head_dim:
+            return None
+        per_layer = 2 * (_count(config, "num_key_value_heads") or num_heads) * head_dim
+    return num_layers * per_layer * bits // 8
+
+
+def _count(config: Mapping[str, object], key: str) -> int | None:
+    value = config.get(key)
+    return value if type(value) is int and value > 0 else None

@@ -17,7 +17,7 @@ from emoe.store.tensors import DTYPE_BITS, TensorEntry
 MAX_HEADER_BYTES = 100_000_000
 """The format's own bound."""
 
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 _GIT_LFS = b"version https://git-lfs"
 
 ReadAt = Callable[[int, int], bytes]
@@ -26,8 +26,8 @@ ReadAt = Callable[[int, int], bytes]
 
 def read_header(path: Path, *, num_bytes: int, read_at: ReadAt) -> dict[str, TensorEntry]:
     """Every tensor of the file, by key. CheckpointError names the file, and the key where one is to blame."""
-    data_start = _LENGTH_BYTES + _header_length(path, num_bytes, read_at(_LENGTH_BYTES + len(_GIT_LFS), 0))
-    raw = read_at(data_start - _LENGTH_BYTES, _LENGTH_BYTES)
+    data_start = LENGTH_BYTES + _header_length(path, num_bytes, read_at(LENGTH_BYTES + len(_GIT_LFS), 0))
+    raw = read_at(data_start - LENGTH_BYTES, LENGTH_BYTES)
     try:
         header = parse_object(raw)
     except ValueError as error:
@@ -38,18 +38,23 @@ def read_header(path: Path, *, num_bytes: int, read_at: ReadAt) -> dict[str, Ten
     return entries
 
 
+def header_end(start: bytes) -> int:
+    """From the first LENGTH_BYTES of a file that was found sound."""
+    return LENGTH_BYTES + int.from_bytes(start, "little")
+
+
 def _header_length(path: Path, num_bytes: int, start: bytes) -> int:
     if start.startswith(_GIT_LFS):
         raise CheckpointError(f"{path}: this is a Git LFS pointer, not the file; run `git lfs pull` in its folder")
-    if num_bytes <= _LENGTH_BYTES:
+    if num_bytes <= LENGTH_BYTES:
         raise CheckpointError(f"{path}: truncated, only {num_bytes} bytes; fetch the file again")
-    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
-    if start[_LENGTH_BYTES : _LENGTH_BYTES + 1] != b"{" or not 2 <= length <= MAX_HEADER_BYTES:
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if start[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{" or not 2 <= length <= MAX_HEADER_BYTES:
         raise CheckpointError(f"{path}: not a safetensors file, or its start is corrupt; fetch the file again")
-    if _LENGTH_BYTES + length > num_bytes:
+    if LENGTH_BYTES + length > num_bytes:
         raise CheckpointError(
             f"{path}: truncated inside the header ({num_bytes} bytes, the header alone takes "
-            f"{_LENGTH_BYTES + length}); fetch the file again"
+            f"{LENGTH_BYTES + length}); fetch the file again"
         )
     return length
 

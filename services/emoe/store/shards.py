@@ -38,7 +38,7 @@ def find_shards(folder: Path) -> Shards:
         return Shards(source=single, files=(SINGLE_FILE,), weight_map=None)
     path = folder / INDEX_FILE
     try:
-        weight_map = _parse_weight_map(path.read_bytes())
+        weight_map = parse_weight_map(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder}: no {SINGLE_FILE} and no {INDEX_FILE}; emoe reads safetensors only: fetch those files, "
@@ -51,7 +51,7 @@ def find_shards(folder: Path) -> Shards:
     return Shards(source=path, files=tuple(sorted(set(weight_map.values()))), weight_map=weight_map)
 
 
-def _parse_weight_map(raw: bytes) -> dict[str, str]:
+def parse_weight_map(raw: bytes) -> dict[str, str]:
     weight_map = parse_object(raw).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError("weight_map is missing or empty")

@@ -21,6 +21,7 @@ from emoe.core.experts import ExpertGrid, ExpertId
 from emoe.store.catalog import Catalog, build_catalog
 from emoe.store.config import Config
 from emoe.store.families import ModelShape, parse_shape
+from emoe.store.headers import LENGTH_BYTES, header_end
 from emoe.store.index import TensorIndex, load_index
 from emoe.store.integrity import IntegrityLedger
 from emoe.store.layout import ExpertLayout
@@ -71,6 +72,8 @@ class ExpertStore:
             rule=shape.rule,
             expert_bytes=catalog.layout.num_bytes,
         )
+        self.file_bytes: Mapping[str, int] = {name: stat.num_bytes for name, stat in files.stats.items()}
+        """Weight file -> its size."""
         self._extents = catalog.extents
         self._files = files
         self._ledger = ledger
@@ -141,6 +144,10 @@ class ExpertStore:
         buffer = bytearray(self._base_entry(key).num_bytes)
         self.read_tensor_into(key, memoryview(buffer))
         return bytes(buffer)
+
+    def header_bytes(self, file: str) -> int:
+        """Where the first tensor of a weight file begins."""
+        return header_end(self._files.read_at(file, LENGTH_BYTES, 0))
 
     @property
     def counters(self) -> ReadCounters:

@@ -25,39 +25,61 @@ _sym_db = _symbol_database.Default()
 from emoe.v1 import residency_pb2 as emoe_dot_v1_dot_residency__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x65moe/v1/loader.proto\x12\x07\x65moe.v1\x1a\x17\x65moe/v1/residency.proto\"\x11\n\x0fGetModelRequest\"d\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12\x0c\n\x04path\x18\x03 \x01(\t\"\xe8\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x1f\n\x05model\x18\x03 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\x11\n\tnum_slots\x18\x04 \x01(\r\x12$\n\x08resident\x18\x05 \x01(\x0b\x32\x12.emoe.v1.ExpertSet\x12\x16\n\x0e\x66ree_sequences\x18\x06 \x01(\r\x12\x1f\n\x17max_tokens_per_sequence\x18\x07 \x01(\r\x12\x13\n\x0bnum_running\x18\x08 \x01(\r\x12\x13\n\x0bnum_waiting\x18\t \x01(\r\x12\r\n\x05ready\x18\n \x01(\x08\x12)\n\x08\x63ounters\x18\x0b \x01(\x0b\x32\x17.emoe.v1.WorkerCounters\x12\x15\n\rapplied_epoch\x18\x0c \x01(\x04\x12\x13\n\x0bmiss_policy\x18\r \x01(\t\x12\x12\n\nslot_bytes\x18\x0e \x01(\x04\"\xe1\x01\n\x0eWorkerCounters\x12\x17\n\x0fnum_expert_hits\x18\x01 \x01(\x04\x12\x1a\n\x12num_expert_choices\x18\x02 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\x04\x12\x1d\n\x15num_completion_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bnum_prompts\x18\x05 \x01(\x04\x12\x1a\n\x12num_experts_loaded\x18\x06 \x01(\x04\x12\x18\n\x10num_bytes_loaded\x18\x07 \x01(\x04\x12\x15\n\rstall_seconds\x18\x08 \x01(\x01\"7\n\x10SubscribeRequest\x12#\n\x05state\x18\x01 \x01(\x0b\x32\x14.emoe.v1.WorkerState\"\x8e\x01\n\x11SubscribeResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x1f\n\x05model\x18\x02 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\"\n\x06wanted\x18\x03 \x01(\x0b\x32\x12.emoe.v1.ExpertSet\x12%\n\x06\x64\x65mand\x18\x04 \x01(\x0b\x32\x15.emoe.v1.ExpertDemand\"Y\n\x12PullExpertsRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\"\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x11.emoe.v1.ExpertId\"r\n\x13PullExpertsResponse\x12!\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x11.emoe.v1.ExpertId\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0c\n\x04xxh3\x18\x05 \x01(\x06\"\x15\n\x13WatchWorkersRequest\"=\n\x14WatchWorkersResponse\x12%\n\x07workers\x18\x01 \x03(\x0b\x32\x14.emoe.v1.WorkerState\"z\n\x08TaskLoad\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x03 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\x04\x12\x1b\n\x13num_expected_tokens\x18\x05 \x01(\x04\"a\n\x12ReportTasksRequest\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12 \n\x05loads\x18\x02 \x03(\x0b\x32\x11.emoe.v1.TaskLoad\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x04\"\x15\n\x13ReportTasksResponse2\xff\x02\n\rLoaderService\x12?\n\x08GetModel\x12\x18.emoe.v1.GetModelRequest\x1a\x19.emoe.v1.GetModelResponse\x12\x46\n\tSubscribe\x12\x19.emoe.v1.SubscribeRequest\x1a\x1a.emoe.v1.SubscribeResponse(\x01\x30\x01\x12J\n\x0bPullExperts\x12\x1b.emoe.v1.PullExpertsRequest\x1a\x1c.emoe.v1.PullExpertsResponse0\x01\x12M\n\x0cWatchWorkers\x12\x1c.emoe.v1.WatchWorkersRequest\x1a\x1d.emoe.v1.WatchWorkersResponse0\x01\x12J\n\x0bReportTasks\x12\x1b.emoe.v1.ReportTasksRequest\x1a\x1c.emoe.v1.ReportTasksResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x65moe/v1/loader.proto\x12\x07\x65moe.v1\x1a\x17\x65moe/v1/residency.proto\"\x11\n\x0fGetModelRequest\"d\n\x10GetModelResponse\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12\x0c\n\x04path\x18\x03 \x01(\t\"\x13\n\x11WatchModelRequest\"\xf7\x01\n\x12WatchModelResponse\x12\"\n\x05phase\x18\x01 \x01(\x0e\x32\x13.emoe.v1.ModelPhase\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x16\n\x0enum_bytes_done\x18\x04 \x01(\x04\x12\x17\n\x0fnum_bytes_total\x18\x05 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x06 \x01(\x01\x12&\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32\x15.emoe.v1.ModelFailure\x12(\n\x08geometry\x18\x08 \x01(\x0b\x32\x16.emoe.v1.ModelGeometry\"Y\n\x0cModelFailure\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tpermanent\x18\x03 \x01(\x08\x12\x15\n\rretry_seconds\x18\x04 \x01(\x01\"\x98\x01\n\rModelGeometry\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12\x12\n\nbase_bytes\x18\x03 \x01(\x04\x12\x1a\n\x12kv_bytes_per_token\x18\x04 \x01(\x04\x12\x13\n\x0bmax_context\x18\x05 \x01(\r\"3\n\x10ListFilesRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\";\n\x11ListFilesResponse\x12&\n\x05\x66iles\x18\x01 \x03(\x0b\x32\x17.emoe.v1.CheckpointFile\"S\n\x0e\x43heckpointFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x12 \n\x04\x62\x61se\x18\x03 \x03(\x0b\x32\x12.emoe.v1.ByteRange\".\n\tByteRange\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\"@\n\x0fReadFileRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\x0c\n\x04name\x18\x02 \x01(\t\"L\n\x10ReadFileResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\x0c\n\x04xxh3\x18\x04 \x01(\x06\"\xe8\x02\n\x0bWorkerState\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x1f\n\x05model\x18\x03 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\x11\n\tnum_slots\x18\x04 \x01(\r\x12$\n\x08resident\x18\x05 \x01(\x0b\x32\x12.emoe.v1.ExpertSet\x12\x16\n\x0e\x66ree_sequences\x18\x06 \x01(\r\x12\x1f\n\x17max_tokens_per_sequence\x18\x07 \x01(\r\x12\x13\n\x0bnum_running\x18\x08 \x01(\r\x12\x13\n\x0bnum_waiting\x18\t \x01(\r\x12\r\n\x05ready\x18\n \x01(\x08\x12)\n\x08\x63ounters\x18\x0b \x01(\x0b\x32\x17.emoe.v1.WorkerCounters\x12\x15\n\rapplied_epoch\x18\x0c \x01(\x04\x12\x13\n\x0bmiss_policy\x18\r \x01(\t\x12\x12\n\nslot_bytes\x18\x0e \x01(\x04\"\xe1\x01\n\x0eWorkerCounters\x12\x17\n\x0fnum_expert_hits\x18\x01 \x01(\x04\x12\x1a\n\x12num_expert_choices\x18\x02 \x01(\x04\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\x04\x12\x1d\n\x15num_completion_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bnum_prompts\x18\x05 \x01(\x04\x12\x1a\n\x12num_experts_loaded\x18\x06 \x01(\x04\x12\x18\n\x10num_bytes_loaded\x18\x07 \x01(\x04\x12\x15\n\rstall_seconds\x18\x08 \x01(\x01\"7\n\x10SubscribeRequest\x12#\n\x05state\x18\x01 \x01(\x0b\x32\x14.emoe.v1.WorkerState\"\x8e\x01\n\x11SubscribeResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x1f\n\x05model\x18\x02 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\"\n\x06wanted\x18\x03 \x01(\x0b\x32\x12.emoe.v1.ExpertSet\x12%\n\x06\x64\x65mand\x18\x04 \x01(\x0b\x32\x15.emoe.v1.ExpertDemand\"Y\n\x12PullExpertsRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12\"\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x11.emoe.v1.ExpertId\"r\n\x13PullExpertsResponse\x12!\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x11.emoe.v1.ExpertId\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0c\n\x04xxh3\x18\x05 \x01(\x06\"\x15\n\x13WatchWorkersRequest\"=\n\x14WatchWorkersResponse\x12%\n\x07workers\x18\x01 \x03(\x0b\x32\x14.emoe.v1.WorkerState\"z\n\x08TaskLoad\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x03 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\x04\x12\x1b\n\x13num_expected_tokens\x18\x05 \x01(\x04\"a\n\x12ReportTasksRequest\x12\x14\n\x0cscheduler_id\x18\x01 \x01(\t\x12 \n\x05loads\x18\x02 \x03(\x0b\x32\x11.emoe.v1.TaskLoad\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x04\"\x15\n\x13ReportTasksResponse*\xa8\x01\n\nModelPhase\x12\x1b\n\x17MODEL_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15MODEL_PHASE_RESOLVING\x10\x01\x12\x18\n\x14MODEL_PHASE_FETCHING\x10\x02\x12\x19\n\x15MODEL_PHASE_VERIFYING\x10\x03\x12\x15\n\x11MODEL_PHASE_READY\x10\x04\x12\x16\n\x12MODEL_PHASE_FAILED\x10\x05\x32\xcf\x04\n\rLoaderService\x12?\n\x08GetModel\x12\x18.emoe.v1.GetModelRequest\x1a\x19.emoe.v1.GetModelResponse\x12G\n\nWatchModel\x12\x1a.emoe.v1.WatchModelRequest\x1a\x1b.emoe.v1.WatchModelResponse0\x01\x12\x42\n\tListFiles\x12\x19.emoe.v1.ListFilesRequest\x1a\x1a.emoe.v1.ListFilesResponse\x12\x41\n\x08ReadFile\x12\x18.emoe.v1.ReadFileRequest\x1a\x19.emoe.v1.ReadFileResponse0\x01\x12\x46\n\tSubscribe\x12\x19.emoe.v1.SubscribeRequest\x1a\x1a.emoe.v1.SubscribeResponse(\x01\x30\x01\x12J\n\x0bPullExperts\x12\x1b.emoe.v1.PullExpertsRequest\x1a\x1c.emoe.v1.PullExpertsResponse0\x01\x12M\n\x0cWatchWorkers\x12\x1c.emoe.v1.WatchWorkersRequest\x1a\x1d.emoe.v1.WatchWorkersResponse0\x01\x12J\n\x0bReportTasks\x12\x1b.emoe.v1.ReportTasksRequest\x1a\x1c.emoe.v1.ReportTasksResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'emoe.v1.loader_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_MODELPHASE']._serialized_start=2420
+  _globals['_MODELPHASE']._serialized_end=2588
   _globals['_GETMODELREQUEST']._serialized_start=58
   _globals['_GETMODELREQUEST']._serialized_end=75
   _globals['_GETMODELRESPONSE']._serialized_start=77
   _globals['_GETMODELRESPONSE']._serialized_end=177
-  _globals['_WORKERSTATE']._serialized_start=180
-  _globals['_WORKERSTATE']._serialized_end=540
-  _globals['_WORKERCOUNTERS']._serialized_start=543
-  _globals['_WORKERCOUNTERS']._serialized_end=768
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=770
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=825
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=828
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=970
-  _globals['_PULLEXPERTSREQUEST']._serialized_start=972
-  _globals['_PULLEXPERTSREQUEST']._serialized_end=1061
-  _globals['_PULLEXPERTSRESPONSE']._serialized_start=1063
-  _globals['_PULLEXPERTSRESPONSE']._serialized_end=1177
-  _globals['_WATCHWORKERSREQUEST']._serialized_start=1179
-  _globals['_WATCHWORKERSREQUEST']._serialized_end=1200
-  _globals['_WATCHWORKERSRESPONSE']._serialized_start=1202
-  _globals['_WATCHWORKERSRESPONSE']._serialized_end=1263
-  _globals['_TASKLOAD']._serialized_start=1265
-  _globals['_TASKLOAD']._serialized_end=1387
-  _globals['_REPORTTASKSREQUEST']._serialized_start=1389
-  _globals['_REPORTTASKSREQUEST']._serialized_end=1486
-  _globals['_REPORTTASKSRESPONSE']._serialized_start=1488
-  _globals['_REPORTTASKSRESPONSE']._serialized_end=1509
-  _globals['_LOADERSERVICE']._serialized_start=1512
-  _globals['_LOADERSERVICE']._serialized_end=1895
+  _globals['_WATCHMODELREQUEST']._serialized_start=179
+  _globals['_WATCHMODELREQUEST']._serialized_end=198
+  _globals['_WATCHMODELRESPONSE']._serialized_start=201
+  _globals['_WATCHMODELRESPONSE']._serialized_end=448
+  _globals['_MODELFAILURE']._serialized_start=450
+  _globals['_MODELFAILURE']._serialized_end=539
+  _globals['_MODELGEOMETRY']._serialized_start=542
+  _globals['_MODELGEOMETRY']._serialized_end=694
+  _globals['_LISTFILESREQUEST']._serialized_start=696
+  _globals['_LISTFILESREQUEST']._serialized_end=747
+  _globals['_LISTFILESRESPONSE']._serialized_start=749
+  _globals['_LISTFILESRESPONSE']._serialized_end=808
+  _globals['_CHECKPOINTFILE']._serialized_start=810
+  _globals['_CHECKPOINTFILE']._serialized_end=893
+  _globals['_BYTERANGE']._serialized_start=895
+  _globals['_BYTERANGE']._serialized_end=941
+  _globals['_READFILEREQUEST']._serialized_start=943
+  _globals['_READFILEREQUEST']._serialized_end=1007
+  _globals['_READFILERESPONSE']._serialized_start=1009
+  _globals['_READFILERESPONSE']._serialized_end=1085
+  _globals['_WORKERSTATE']._serialized_start=1088
+  _globals['_WORKERSTATE']._serialized_end=1448
+  _globals['_WORKERCOUNTERS']._serialized_start=1451
+  _globals['_WORKERCOUNTERS']._serialized_end=1676
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1678
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1733
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=1736
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1878
+  _globals['_PULLEXPERTSREQUEST']._serialized_start=1880
+  _globals['_PULLEXPERTSREQUEST']._serialized_end=1969
+  _globals['_PULLEXPERTSRESPONSE']._serialized_start=1971
+  _globals['_PULLEXPERTSRESPONSE']._serialized_end=2085
+  _globals['_WATCHWORKERSREQUEST']._serialized_start=2087
+  _globals['_WATCHWORKERSREQUEST']._serialized_end=2108
+  _globals['_WATCHWORKERSRESPONSE']._serialized_start=2110
+  _globals['_WATCHWORKERSRESPONSE']._serialized_end=2171
+  _globals['_TASKLOAD']._serialized_start=2173
+  _globals['_TASKLOAD']._serialized_end=2295
+  _globals['_REPORTTASKSREQUEST']._serialized_start=2297
+  _globals['_REPORTTASKSREQUEST']._serialized_end=2394
+  _globals['_REPORTTASKSRESPONSE']._serialized_start=2396
+  _globals['_REPORTTASKSRESPONSE']._serialized_end=2417
+  _globals['_LOADERSERVICE']._serialized_start=2591
+  _globals['_LOADERSERVICE']._serialized_end=3182
 # @@protoc_insertion_point(module_scope)

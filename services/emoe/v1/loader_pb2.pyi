@@ -8,6 +8,7 @@ from emoe.v1 import residency_pb2 as _residency_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,33 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ModelPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_PHASE_UNSPECIFIED: _ModelPhase.ValueType  # 0
+    MODEL_PHASE_RESOLVING: _ModelPhase.ValueType  # 1
+    """Finding out which revision and which files the source means."""
+    MODEL_PHASE_FETCHING: _ModelPhase.ValueType  # 2
+    MODEL_PHASE_VERIFYING: _ModelPhase.ValueType  # 3
+    MODEL_PHASE_READY: _ModelPhase.ValueType  # 4
+    MODEL_PHASE_FAILED: _ModelPhase.ValueType  # 5
+    """This attempt failed; `retry_seconds` says when the next begins."""
+
+class ModelPhase(_ModelPhase, metaclass=_ModelPhaseEnumTypeWrapper): ...
+
+MODEL_PHASE_UNSPECIFIED: ModelPhase.ValueType  # 0
+MODEL_PHASE_RESOLVING: ModelPhase.ValueType  # 1
+"""Finding out which revision and which files the source means."""
+MODEL_PHASE_FETCHING: ModelPhase.ValueType  # 2
+MODEL_PHASE_VERIFYING: ModelPhase.ValueType  # 3
+MODEL_PHASE_READY: ModelPhase.ValueType  # 4
+MODEL_PHASE_FAILED: ModelPhase.ValueType  # 5
+"""This attempt failed; `retry_seconds` says when the next begins."""
+Global___ModelPhase: _TypeAlias = ModelPhase  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -61,6 +89,277 @@ class GetModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class WatchModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchModelRequest: _TypeAlias = WatchModelRequest  # noqa: Y015
+
+@_typing.final
+class WatchModelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_DONE_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    GEOMETRY_FIELD_NUMBER: _builtins.int
+    phase: Global___ModelPhase.ValueType
+    source: _builtins.str
+    revision: _builtins.str
+    """The commit, digest or version that the source's revision was resolved to; empty before."""
+    num_bytes_done: _builtins.int
+    num_bytes_total: _builtins.int
+    """0 before it is known."""
+    bytes_per_second: _builtins.float
+    @_builtins.property
+    def failure(self) -> Global___ModelFailure: ...
+    @_builtins.property
+    def geometry(self) -> Global___ModelGeometry:
+        """Once ready."""
+
+    def __init__(
+        self,
+        *,
+        phase: Global___ModelPhase.ValueType = ...,
+        source: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        num_bytes_done: _builtins.int = ...,
+        num_bytes_total: _builtins.int = ...,
+        bytes_per_second: _builtins.float = ...,
+        failure: Global___ModelFailure | None = ...,
+        geometry: Global___ModelGeometry | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "geometry", b"geometry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_second", b"bytes_per_second", "failure", b"failure", "geometry", b"geometry", "num_bytes_done", b"num_bytes_done", "num_bytes_total", b"num_bytes_total", "phase", b"phase", "revision", b"revision", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchModelResponse: _TypeAlias = WatchModelResponse  # noqa: Y015
+
+@_typing.final
+class ModelFailure(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PERMANENT_FIELD_NUMBER: _builtins.int
+    RETRY_SECONDS_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """CamelCase, for a condition: NotFound, Unauthorized, Unreachable, Corrupt, Unsupported, NoSpace, InvalidSource."""
+    message: _builtins.str
+    permanent: _builtins.bool
+    """Nothing but a change of what was asked for will help; it is tried again all the same, seldom."""
+    retry_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        permanent: _builtins.bool = ...,
+        retry_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "permanent", b"permanent", "reason", b"reason", "retry_seconds", b"retry_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFailure: _TypeAlias = ModelFailure  # noqa: Y015
+
+@_typing.final
+class ModelGeometry(_message.Message):
+    """All that memory can be planned from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    BASE_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    MAX_CONTEXT_FIELD_NUMBER: _builtins.int
+    base_bytes: _builtins.int
+    """Of everything but routed experts."""
+    kv_bytes_per_token: _builtins.int
+    """Keys and values of one token in all layers; 0 when the configuration does not say."""
+    max_context: _builtins.int
+    """Longest sequence the model was made for."""
+    @_builtins.property
+    def model(self) -> _residency_pb2.ModelId: ...
+    @_builtins.property
+    def grid(self) -> _residency_pb2.ExpertGrid: ...
+    def __init__(
+        self,
+        *,
+        model: _residency_pb2.ModelId | None = ...,
+        grid: _residency_pb2.ExpertGrid | None = ...,
+        base_bytes: _builtins.int = ...,
+        kv_bytes_per_token: _builtins.int = ...,
+        max_context: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_bytes", b"base_bytes", "grid", b"grid", "kv_bytes_per_token", b"kv_bytes_per_token", "max_context", b"max_context", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelGeometry: _TypeAlias = ModelGeometry  # noqa: Y015
+
+@_typing.final
+class ListFilesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _residency_pb2.ModelId: ...
+    def __init__(
+        self,
+        *,
+        model: _residency_pb2.ModelId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFilesRequest: _TypeAlias = ListFilesRequest  # noqa: Y015
+
+@_typing.final
+class ListFilesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckpointFile]: ...
+    def __init__(
+        self,
+        *,
+        files: _abc.Iterable[Global___CheckpointFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListFilesResponse: _TypeAlias = ListFilesResponse  # noqa: Y015
+
+@_typing.final
+class CheckpointFile(_message.Message):
+    """`base` is empty for a file of experts alone; a file that is no part of the weights is one range."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    num_bytes: _builtins.int
+    @_builtins.property
+    def base(self) -> _containers.RepeatedCompositeFieldContainer[Global___ByteRange]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        num_bytes: _builtins.int = ...,
+        base: _abc.Iterable[Global___ByteRange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "name", b"name", "num_bytes", b"num_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointFile: _TypeAlias = CheckpointFile  # noqa: Y015
+
+@_typing.final
+class ByteRange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    num_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_bytes", b"num_bytes", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ByteRange: _TypeAlias = ByteRange  # noqa: Y015
+
+@_typing.final
+class ReadFileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def model(self) -> _residency_pb2.ModelId: ...
+    def __init__(
+        self,
+        *,
+        model: _residency_pb2.ModelId | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFileRequest: _TypeAlias = ReadFileRequest  # noqa: Y015
+
+@_typing.final
+class ReadFileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    XXH3_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    data: _builtins.bytes
+    last: _builtins.bool
+    """On the file's last message: xxh3-64 of all bytes sent."""
+    xxh3: _builtins.int
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
+        xxh3: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "last", b"last", "offset", b"offset", "xxh3", b"xxh3"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadFileResponse: _TypeAlias = ReadFileResponse  # noqa: Y015
 
 @_typing.final
 class WorkerState(_message.Message):

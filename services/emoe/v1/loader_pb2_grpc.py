@@ -39,6 +39,21 @@ class LoaderServiceStub:
                 request_serializer=emoe_dot_v1_dot_loader__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=emoe_dot_v1_dot_loader__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.WatchModel = channel.unary_stream(
+                '/emoe.v1.LoaderService/WatchModel',
+                request_serializer=emoe_dot_v1_dot_loader__pb2.WatchModelRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_loader__pb2.WatchModelResponse.FromString,
+                _registered_method=True)
+        self.ListFiles = channel.unary_unary(
+                '/emoe.v1.LoaderService/ListFiles',
+                request_serializer=emoe_dot_v1_dot_loader__pb2.ListFilesRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_loader__pb2.ListFilesResponse.FromString,
+                _registered_method=True)
+        self.ReadFile = channel.unary_stream(
+                '/emoe.v1.LoaderService/ReadFile',
+                request_serializer=emoe_dot_v1_dot_loader__pb2.ReadFileRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_loader__pb2.ReadFileResponse.FromString,
+                _registered_method=True)
         self.Subscribe = channel.stream_stream(
                 '/emoe.v1.LoaderService/Subscribe',
                 request_serializer=emoe_dot_v1_dot_loader__pb2.SubscribeRequest.SerializeToString,
@@ -66,6 +81,28 @@ class LoaderServiceServicer:
 
     def GetModel(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchModel(self, request, context):
+        """Where the model stands, from the first byte fetched until it is ready to serve: now and after every change, a few
+        times a second at most. The one call that is answered before the model is ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFiles(self, request, context):
+        """The checkpoint's files, and where in them what is no expert lies.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadFile(self, request, context):
+        """The base ranges of one file, in ascending order.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -105,6 +142,21 @@ def add_LoaderServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=emoe_dot_v1_dot_loader__pb2.GetModelRequest.FromString,
                     response_serializer=emoe_dot_v1_dot_loader__pb2.GetModelResponse.SerializeToString,
+            ),
+            'WatchModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchModel,
+                    request_deserializer=emoe_dot_v1_dot_loader__pb2.WatchModelRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_loader__pb2.WatchModelResponse.SerializeToString,
+            ),
+            'ListFiles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFiles,
+                    request_deserializer=emoe_dot_v1_dot_loader__pb2.ListFilesRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_loader__pb2.ListFilesResponse.SerializeToString,
+            ),
+            'ReadFile': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadFile,
+                    request_deserializer=emoe_dot_v1_dot_loader__pb2.ReadFileRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_loader__pb2.ReadFileResponse.SerializeToString,
             ),
             'Subscribe': grpc.stream_stream_rpc_method_handler(
                     servicer.Subscribe,
@@ -154,6 +206,87 @@ class LoaderService:
             '/emoe.v1.LoaderService/GetModel',
             emoe_dot_v1_dot_loader__pb2.GetModelRequest.SerializeToString,
             emoe_dot_v1_dot_loader__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/emoe.v1.LoaderService/WatchModel',
+            emoe_dot_v1_dot_loader__pb2.WatchModelRequest.SerializeToString,
+            emoe_dot_v1_dot_loader__pb2.WatchModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFiles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/emoe.v1.LoaderService/ListFiles',
+            emoe_dot_v1_dot_loader__pb2.ListFilesRequest.SerializeToString,
+            emoe_dot_v1_dot_loader__pb2.ListFilesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/emoe.v1.LoaderService/ReadFile',
+            emoe_dot_v1_dot_loader__pb2.ReadFileRequest.SerializeToString,
+            emoe_dot_v1_dot_loader__pb2.ReadFileResponse.FromString,
             options,
             channel_credentials,
             insecure,

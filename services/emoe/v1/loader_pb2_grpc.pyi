@@ -32,6 +32,14 @@ class LoaderServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LoaderServiceAsyncStub: ...
     GetModel: _grpc.UnaryUnaryMultiCallable[_loader_pb2.GetModelRequest, _loader_pb2.GetModelResponse]
+    WatchModel: _grpc.UnaryStreamMultiCallable[_loader_pb2.WatchModelRequest, _loader_pb2.WatchModelResponse]
+    """Where the model stands, from the first byte fetched until it is ready to serve: now and after every change, a few
+    times a second at most. The one call that is answered before the model is ready.
+    """
+    ListFiles: _grpc.UnaryUnaryMultiCallable[_loader_pb2.ListFilesRequest, _loader_pb2.ListFilesResponse]
+    """The checkpoint's files, and where in them what is no expert lies."""
+    ReadFile: _grpc.UnaryStreamMultiCallable[_loader_pb2.ReadFileRequest, _loader_pb2.ReadFileResponse]
+    """The base ranges of one file, in ascending order."""
     Subscribe: _grpc.StreamStreamMultiCallable[_loader_pb2.SubscribeRequest, _loader_pb2.SubscribeResponse]
     """A worker's life: heartbeats up, plans down. The first heartbeat registers it; the stream's end removes it."""
     PullExperts: _grpc.UnaryStreamMultiCallable[_loader_pb2.PullExpertsRequest, _loader_pb2.PullExpertsResponse]
@@ -45,6 +53,14 @@ class LoaderServiceStub:
 class LoaderServiceAsyncStub(LoaderServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetModel: _aio.UnaryUnaryMultiCallable[_loader_pb2.GetModelRequest, _loader_pb2.GetModelResponse]  # type: ignore[assignment]
+    WatchModel: _aio.UnaryStreamMultiCallable[_loader_pb2.WatchModelRequest, _loader_pb2.WatchModelResponse]  # type: ignore[assignment]
+    """Where the model stands, from the first byte fetched until it is ready to serve: now and after every change, a few
+    times a second at most. The one call that is answered before the model is ready.
+    """
+    ListFiles: _aio.UnaryUnaryMultiCallable[_loader_pb2.ListFilesRequest, _loader_pb2.ListFilesResponse]  # type: ignore[assignment]
+    """The checkpoint's files, and where in them what is no expert lies."""
+    ReadFile: _aio.UnaryStreamMultiCallable[_loader_pb2.ReadFileRequest, _loader_pb2.ReadFileResponse]  # type: ignore[assignment]
+    """The base ranges of one file, in ascending order."""
     Subscribe: _aio.StreamStreamMultiCallable[_loader_pb2.SubscribeRequest, _loader_pb2.SubscribeResponse]  # type: ignore[assignment]
     """A worker's life: heartbeats up, plans down. The first heartbeat registers it; the stream's end removes it."""
     PullExperts: _aio.UnaryStreamMultiCallable[_loader_pb2.PullExpertsRequest, _loader_pb2.PullExpertsResponse]  # type: ignore[assignment]
@@ -61,6 +77,32 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _loader_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.GetModelResponse, _abc.Awaitable[_loader_pb2.GetModelResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def WatchModel(
+        self,
+        request: _loader_pb2.WatchModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_loader_pb2.WatchModelResponse], _abc.AsyncIterator[_loader_pb2.WatchModelResponse]]:
+        """Where the model stands, from the first byte fetched until it is ready to serve: now and after every change, a few
+        times a second at most. The one call that is answered before the model is ready.
+        """
+
+    @_abc_1.abstractmethod
+    def ListFiles(
+        self,
+        request: _loader_pb2.ListFilesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_loader_pb2.ListFilesResponse, _abc.Awaitable[_loader_pb2.ListFilesResponse]]:
+        """The checkpoint's files, and where in them what is no expert lies."""
+
+    @_abc_1.abstractmethod
+    def ReadFile(
+        self,
+        request: _loader_pb2.ReadFileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_loader_pb2.ReadFileResponse], _abc.AsyncIterator[_loader_pb2.ReadFileResponse]]:
+        """The base ranges of one file, in ascending order."""
 
     @_abc_1.abstractmethod
     def Subscribe(

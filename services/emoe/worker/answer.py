@@ -12,7 +12,7 @@ from typing import Any
 
 from opentelemetry import trace
 
-from emoe.core.errors import GenerationError
+from emoe.core.errors import GenerationError, NotReadyError
 from emoe.core.generation import FinishReason, Piece, TokenLogprob, Usage
 from emoe.worker.sequence import Sequence, TokenEvent
 from emoe.worker.text import TextStream
@@ -39,7 +39,8 @@ class Answer:
         self._something.set()
 
     async def next_piece(self) -> Piece:
-        """Everything that has arrived, as one piece; GenerationError if the engine gave the sequence up."""
+        """Everything that has arrived, as one piece. GenerationError if the engine gave the sequence up, NotReadyError
+        if it did so for want of a neighbour."""
         await self._something.wait()
         self._something.clear()
         events, self._arrived = self._arrived, []
@@ -49,7 +50,8 @@ class Answer:
         last = events[-1]
         if last.token_id is None:
             self.is_over = True
-            raise GenerationError(f"request {self.sequence.sequence_id} failed: {last.error}")
+            kind = NotReadyError if last.is_for_want else GenerationError
+            raise kind(f"request {self.sequence.sequence_id} failed: {last.error}")
         ended = last.token_id in self._eos_token_ids
         given = [event.token_id for event in events if event.token_id is not None]
         num_pushed, text = self._text.push_all(given[:-1] if ended else given)

@@ -13,8 +13,8 @@ from emoe.core.budget import slot_bytes, split_budget
 from emoe.core.errors import CheckpointError
 from emoe.core.eviction import EVICTION_POLICIES
 from emoe.core.experts import BoolGrid, ExpertGrid
+from emoe.core.memory import parse_memory
 from emoe.core.planning import GlobalGreedyPlanner
-from emoe.store.footprint import parse_memory
 from emoe.store.store import ExpertStore
 from emoe.store.strict_json import parse_object
 from emoe.worker import experts

@@ -205,7 +205,7 @@ class Engine:
             if sequence in failed:
                 continue
             if picked is None:
-                failed[sequence] = "the model's logits are no numbers for it"
+                failed[sequence] = "the model's logits are no numbers for it", False
                 continue
             self.counters.num_completion_tokens += 1
             self.counters.num_prompts += sequence.num_completion_tokens == 0
@@ -216,13 +216,16 @@ class Engine:
             )
             if finished:
                 self._leave(sequence)
-        for sequence, error in failed.items():
+        for sequence, (error, is_for_want) in failed.items():
             self._leave(sequence)
-            events.append(TokenEvent(sequence=sequence, finished=True, error=error))
+            events.append(TokenEvent(sequence=sequence, finished=True, error=error, is_for_want=is_for_want))
         return events
 
-    def _missing(self) -> str:
-        return f"an expert that it needs is missing; {self.residency.last_error or 'its routing made no numbers'}"
+    def _missing(self) -> tuple[str, bool]:
+        """Why, and whether for want of a neighbour."""
+        residency = self.residency
+        reason = residency.last_error or "its routing made no numbers"
+        return f"an expert that it needs is missing; {reason}", residency.source_is_away
 
     def _is_finished(self, sequence: Sequence, token_id: int, sampling: Sampling) -> bool:
         full = len(sequence.token_ids) >= self._kv.max_context

@@ -77,6 +77,8 @@ class Residency:
         self.failed: set[ExpertId] = set()
         """Experts of the last plan whose bytes can never be right; the plan is applied without them."""
         self.last_error = ""
+        self.source_is_away = False
+        """Whether the last load failed because its neighbour was away."""
         self._quiet_until = 0.0
         self._routable_version = -1
 
@@ -261,6 +263,7 @@ class Residency:
         self.table.abort(expert)
         self.counters.num_loads_failed += 1
         self.last_error = f"expert {expert.index} of layer {expert.layer} could not be loaded: {error}"
+        self.source_is_away = isinstance(error, NotReadyError)
         again = expert in self.failed or (isinstance(error, NotReadyError) and time.monotonic() < self._quiet_until)
         unexpected = None if isinstance(error, EmoeError | OSError) else error
         log.log(logging.DEBUG if again else logging.ERROR, "%s", self.last_error, exc_info=unexpected)

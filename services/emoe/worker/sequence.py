@@ -45,6 +45,8 @@ class TokenEvent:
     logprobs: tuple[tuple[int, float], ...] = ()
     finished: bool = False
     error: str = ""
+    is_for_want: bool = False
+    """Failed for want of a neighbour: the same request may succeed later, or elsewhere."""
 
     @property
     def is_edge(self) -> bool:

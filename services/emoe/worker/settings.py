@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from emoe.runtime.settings import ServiceSettings
@@ -14,11 +14,12 @@ from emoe.runtime.settings import ServiceSettings
 class WorkerSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="EMOE_WORKER_", extra="forbid", frozen=True)
 
-    model: Path
-    """Checkpoint folder as published: config, tokenizer and base tensors are read here."""
+    model: Path | None = None
+    """Checkpoint folder as published: config, tokenizer and base tensors are read here. Without one the loader is
+    asked, and waited for."""
     cache_dir: Path | None = None
-    """Where the checkpoint's index is kept if its own folder cannot be written."""
-    loader: str | None = None
+    """Where the checkpoint's index is kept if its own folder cannot be written, and base files that the loader sent."""
+    loader: str | None = Field(default=None, validate_default=True)
     """host:port of the loader: plans come from it. Without one the first plan stands."""
     predictor: str | None = None
     """host:port of the predictor: routing counts go to it."""
@@ -26,8 +27,8 @@ class WorkerSettings(ServiceSettings):
     """host:port under which schedulers reach this worker; the listening address if not set."""
     worker_id: str | None = None
     """Name in lists, logs and traces; made from the address if not set."""
-    expert_source: Literal["local", "loader"] = "local"
-    """Read experts from the checkpoint's files, or pull them from the loader."""
+    expert_source: Literal["auto", "local", "loader"] = "auto"
+    """Read experts from the checkpoint's files, or pull them from the loader. auto: from files that are whole here."""
     expert_memory: str = "100%"
     """Bytes for expert slots: a share of all expert bytes (25%) or a size (2GiB); staging slots are part of it."""
     miss_policy: Literal["reroute", "load"] = "reroute"
@@ -55,3 +56,11 @@ class WorkerSettings(ServiceSettings):
     report_seconds: float = Field(default=0.5, gt=0)
     """How often routing counts go to the predictor."""
     start_timeout_seconds: float = Field(default=600.0, gt=0)
+    """For the loader's model, where there is none here, and then for the first residents."""
+
+    @field_validator("loader")
+    @classmethod
+    def _model_or_loader(cls, loader: str | None, info: ValidationInfo) -> str | None:
+        if "model" in info.data and info.data["model"] is None and loader is None:
+            raise ValueError("without a model's folder (--model) a worker needs a loader to get it from")
+        return loader

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emoe.core.eviction import EVICTION_POLICIES, DemandWeightedEviction, EvictionPolicy, LruEviction
+from emoe.core.eviction import EVICTION_POLICIES, DemandWeightedEviction, EvictionPolicy, LruEviction, PinnedEviction
 from emoe.core.experts import ExpertId
 
 SHAPE = (2, 4)
@@ -75,3 +75,13 @@ def test_demand_weighted_breaks_ties_by_recency() -> None:
     policy.set_demand(np.array([[1.0, 1.0, 9.0, 9.0], [9.0] * 4]))
     policy.touch(0, [0])
     assert policy.pick(EXPERTS) == ExpertId(0, 1)
+
+
+@each_policy
+@given(pinned=st.sets(st.sampled_from(EXPERTS)), candidates=st.sets(st.sampled_from(EXPERTS), min_size=1))
+def test_a_pinned_expert_is_picked_only_when_there_is_no_other(
+    make: Callable[[tuple[int, int]], EvictionPolicy], pinned: set[ExpertId], candidates: set[ExpertId]
+) -> None:
+    picked = PinnedEviction(make(SHAPE), pinned).pick(candidates)
+    assert picked in candidates
+    assert (picked in pinned) == (candidates <= pinned)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emoe.core.errors import BudgetError
-from emoe.core.experts import ExpertGrid, FloatGrid, RoutingRule
+from emoe.core.experts import ExpertGrid, ExpertId, FloatGrid, RoutingRule
 from emoe.core.planning import PLANNERS, GlobalGreedyPlanner, PerLayerTopPlanner, ResidencyPlanner
-from emoe.core.refresh import favour_residents
+from emoe.core.refresh import favour_pinned, favour_residents
 
 PLAIN = RoutingRule(num_experts=8, top_k=2)
 RULES = [
@@ -151,3 +151,17 @@ def test_a_group_is_never_opened_by_a_single_expert_when_equal_demands_round_dow
     wanted = GlobalGreedyPlanner().plan(demand, num_slots=7, grid=grid)
     assert rule.is_routable(wanted[0])
     assert int(wanted.sum()) == 6
+
+
+@given(problem=problems([PLAIN]), data=st.data())
+@settings(deadline=None)
+def test_pinned_experts_are_in_every_plan_that_has_room_for_them_beside_each_layers_least(
+    problem: tuple[FloatGrid, int, ExpertGrid], data: st.DataObject
+) -> None:
+    demand, _, grid = problem
+    experts = [ExpertId(layer, index) for layer in grid.moe_layers for index in range(grid.rule.num_experts)]
+    pinned = data.draw(st.sets(st.sampled_from(experts), max_size=6))
+    beyond = [max(0, sum(e.layer == layer for e in pinned) - grid.rule.min_residents) for layer in grid.moe_layers]
+    least = grid.rule.min_residents * len(grid.moe_layers) + sum(beyond)
+    wanted = GlobalGreedyPlanner().plan(favour_pinned(demand, pinned), num_slots=least, grid=grid)
+    assert all(wanted[expert] for expert in pinned)

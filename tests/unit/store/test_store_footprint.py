@@ -7,7 +7,8 @@ import store_samples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emoe.store.footprint import measure, parse_memory
+from emoe.core.memory import parse_memory
+from emoe.store.footprint import measure
 from emoe.store.store import ExpertStore
 
 

@@ -7,7 +7,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from emoe.core.errors import GenerationError
+from emoe.core.errors import GenerationError, NotReadyError
 from emoe.core.generation import FinishReason, Sampling
 from emoe.worker.answer import Answer
 from emoe.worker.sequence import Sequence, TokenEvent
@@ -71,6 +71,13 @@ async def test_a_failure_names_the_request_and_the_reason() -> None:
     one = answer()
     one.take(TokenEvent(sequence=one.sequence, finished=True, error="the engine failed"))
     with pytest.raises(GenerationError, match=r"r/1 failed: the engine failed"):
+        await one.next_piece()
+
+
+async def test_a_failure_for_want_of_a_neighbour_may_be_tried_again() -> None:
+    one = answer()
+    one.take(TokenEvent(sequence=one.sequence, finished=True, error="the loader is away", is_for_want=True))
+    with pytest.raises(NotReadyError, match=r"r/1 failed: the loader is away"):
         await one.next_piece()
 
 

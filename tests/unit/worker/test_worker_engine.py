@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.engines import MAX_CONTEXT, add, open_parts, random_prompts
 
-from emoe.core.errors import CheckpointError
+from emoe.core.errors import CheckpointError, EmoeError, NotReadyError
 from emoe.core.experts import ExpertId
 from emoe.core.tasks import UNKNOWN
 from emoe.worker.build import EngineParts
@@ -98,7 +98,16 @@ def test_more_sequences_than_a_step_has_tokens_all_end(checkpoint: Checkpoint) -
         assert all(answer(sequence) for sequence in sequences)
 
 
-def test_only_sequences_that_need_a_missing_expert_fail(parts: EngineParts, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "is_for_want"),
+    [
+        pytest.param(CheckpointError("the file is corrupt"), False, id="corrupt"),
+        pytest.param(NotReadyError("the file is corrupt no more, but the loader away"), True, id="away"),
+    ],
+)
+def test_only_sequences_that_need_a_missing_expert_fail(
+    parts: EngineParts, monkeypatch: pytest.MonkeyPatch, error: EmoeError, is_for_want: bool
+) -> None:
     layer, (one, other) = 0, random_prompts([1, 1], seed=5)
     engine = parts.build_engine()
     choices = {}
@@ -113,7 +122,7 @@ def test_only_sequences_that_need_a_missing_expert_fail(parts: EngineParts, monk
 
     def corrupt(expert: ExpertId, slot: torch.Tensor, fence: Any) -> Callable[[], None]:
         if expert == ExpertId(layer, bad):
-            raise CheckpointError("the file is corrupt")
+            raise error
         return read(expert, slot, fence)
 
     monkeypatch.setattr(parts.residency._transfer, "load", corrupt)
@@ -121,6 +130,7 @@ def test_only_sequences_that_need_a_missing_expert_fail(parts: EngineParts, monk
     events = {event.sequence: event for event in run(engine)}
     assert f"expert {bad} of layer {layer}" in events[sequences["one"]].error
     assert "the file is corrupt" in events[sequences["one"]].error
+    assert events[sequences["one"]].is_for_want is is_for_want
     assert events[sequences["other"]].token_id is not None
 
 

@@ -1,0 +1,111 @@
+"""The plan: a resource and what is observed of it in, the children that should stand out. Pure: no clock, no API.
+
+A resource that cannot be served (refused spec, folder not allowed, memory that cannot do) plans nothing: what stands
+serves on, and `problems` says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import PurePosixPath
+
+from emoe.api.resource import MoEDeployment
+from emoe.api.spec import Spec
+from emoe.core.errors import InvalidResourceError
+from emoe_operator.desired import Desired, Manifest
+from emoe_operator.images import choose_images
+from emoe_operator.manifests.accounts import ca_bundle, model_revision, service_account
+from emoe_operator.manifests.context import Context
+from emoe_operator.manifests.deployments import (
+    loader_deployment,
+    predictor_deployment,
+    scheduler_deployment,
+)
+from emoe_operator.manifests.identity import PAUSE_ANNOTATION
+from emoe_operator.manifests.network import network_policies
+from emoe_operator.manifests.services import services
+from emoe_operator.manifests.storage import claims
+from emoe_operator.manifests.workloads import disruption_budget
+from emoe_operator.observed import Observed, Problem, Resource, UnservableError
+from emoe_operator.prune import to_prune
+from emoe_operator.recorded import known_geometry, resolved_revision
+from emoe_operator.settings import OperatorSettings
+from emoe_operator.workers import PlannedWorkers, plan_workers
+
+MAIN_REVISION = "main"
+"""What a hub serves when nobody asks for a revision."""
+
+
+def plan_children(resource: Resource, observed: Observed, settings: OperatorSettings) -> Desired:
+    standing = Desired(geometry=known_geometry(resource, observed))
+    if resource.annotations.get(PAUSE_ANNOTATION) == "true":
+        return dataclasses.replace(standing, paused=True)
+    try:
+        spec = parse_spec(resource)
+    except InvalidResourceError as error:
+        return dataclasses.replace(standing, problems=(Problem(reason="InvalidSpec", message=str(error)),))
+    if problem := _host_path_problem(spec, settings):
+        return dataclasses.replace(standing, problems=(problem,))
+    context = Context(
+        resource=resource,
+        spec=spec,
+        settings=settings,
+        images=choose_images(resource, observed, settings),
+        revision=resolved_revision(resource, observed) or spec.model.revision or MAIN_REVISION,
+    )
+    return _render(context, observed, standing)
+
+
+def parse_spec(resource: Resource) -> Spec:
+    """InvalidResourceError with every problem."""
+    metadata = {"name": resource.name, "namespace": resource.namespace}
+    return MoEDeployment.parse({"metadata": metadata, "spec": resource.spec}).spec
+
+
+def _render(context: Context, observed: Observed, standing: Desired) -> Desired:
+    try:
+        workers = plan_workers(context, standing.geometry) if standing.geometry else None
+        children = _children(context, workers)
+    except UnservableError as error:
+        return dataclasses.replace(standing, problems=(error.problem,))
+    return dataclasses.replace(
+        standing,
+        images=context.images,
+        children=tuple(children),
+        prune=to_prune(context.resource, observed, children, keeps_workers=workers is None),
+        suspended=context.spec.suspend,
+        worker_plan=workers.plan if workers else None,
+    )
+
+
+def _children(context: Context, workers: PlannedWorkers | None) -> list[Manifest]:
+    """In the order to apply them: what pods need first, and the front door last."""
+    scheduler = context.spec.services.scheduler
+    return [
+        service_account(context),
+        *ca_bundle(context),
+        *model_revision(context),
+        *claims(context),
+        *services(context),
+        *network_policies(context),
+        *disruption_budget(context, "scheduler", replicas=scheduler.replicas),
+        *(disruption_budget(context, "worker", replicas=context.spec.workers.replicas) if workers else ()),
+        predictor_deployment(context),
+        loader_deployment(context),
+        *([workers.deployment] if workers else ()),
+        scheduler_deployment(context),
+    ]
+
+
+def _host_path_problem(spec: Spec, settings: OperatorSettings) -> Problem | None:
+    if spec.cache is None or spec.cache.host_path is None:
+        return None
+    wanted = PurePosixPath(spec.cache.host_path)
+    if any(wanted.is_relative_to(allowed) for allowed in settings.host_paths):
+        return None
+    allowed = ", ".join(settings.host_paths) or "none"
+    return Problem(
+        reason="HostPathNotAllowed",
+        message=f"spec.cache.hostPath {wanted} is not below a folder that the operator allows ({allowed}); choose one "
+        "of those, use claimName or size, or have it added to the chart's hostPaths",
+    )

@@ -1,0 +1,17 @@
+"""One span for every reconcile that found work; none is ever carried into a manifest, whose pods outlive any trace."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from opentelemetry import trace
+
+from emoe_operator.cache import Key
+
+
+@contextlib.contextmanager
+def reconcile_span(tracer: trace.Tracer, key: Key) -> Iterator[trace.Span]:
+    attributes = {"k8s.namespace.name": key[0], "emoe.moedeployment.name": key[1]}
+    with tracer.start_as_current_span("reconcile", attributes=attributes) as span:
+        yield span

@@ -1,0 +1,106 @@
+"""From a checkpoint to an engine that is warm: built, its first experts in their slots. Blocking, on a passing thread.
+
+What the settings say is turned into the engine's options here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from emoe.core.errors import UnsupportedModelError
+from emoe.store.store import ExpertStore
+from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
+from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
+from emoe.worker.prompts import PromptEncoder
+from emoe.worker.settings import WorkerSettings
+from emoe.worker.sources import ExpertSource
+from emoe.worker.warmup import warm_up
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def on_a_passing_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Not on the event loop's own threads, which stay: OpenMP keeps a team of threads for every thread that ever
+    computed, and with two teams alive their members sleep between products instead of spinning, at thrice the time."""
+    executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="load")
+    try:
+        call = functools.partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(executor, call)
+    finally:
+        executor.shutdown(wait=False)
+
+
+def prepare(
+    settings: WorkerSettings, store: ExpertStore, source: ExpertSource, cut_short: threading.Event
+) -> tuple[EngineParts, PromptEncoder]:
+    """Builds the engine's parts and brings the first residents in; blocking."""
+    for idle in settings_without_effect(settings):
+        log.info("%s", idle)
+    bound_kernel_cache()
+    torch.set_num_threads(settings.threads or usable_cpus())
+    options = EngineOptions(
+        expert_memory=settings.expert_memory,
+        miss_policy=settings.miss_policy,
+        eviction=settings.eviction,
+        max_context=min(settings.max_context, _longest_context(store)),
+        max_concurrency=settings.max_concurrency,
+        step_tokens=settings.step_tokens,
+        io_threads=settings.io_threads,
+        device=str(pick_device(settings.device)),
+    )
+    encoder = PromptEncoder.open(store.folder, vocab_size=_vocab_size(store), max_context=options.max_context)
+    parts = build_parts(store, source, options)
+    residency = parts.residency
+    if settings.miss_policy == "reroute":
+        residency.set_plan(bootstrap_plan(store.grid, residency.plan_slots), epoch=0)
+        residency.wait_until_settled(timeout_seconds=settings.start_timeout_seconds, cut_short=cut_short)
+    warm_up(parts, cut_short=cut_short)
+    log.info(
+        "%s: %d of %d experts fit %d bytes of slots, %s mode, on %s",
+        store.family, residency.arena.num_slots, store.grid.num_experts_total, residency.arena.num_bytes,
+        settings.miss_policy, options.device,
+    )  # fmt: skip
+    return parts, encoder
+
+
+def settings_without_effect(settings: WorkerSettings) -> list[str]:
+    """One line for each setting that was given and does nothing beside the others."""
+    given, lines = settings.model_fields_set, []
+    if settings.miss_policy == "reroute" and "eviction" in given:
+        lines.append("eviction has no effect: with miss_policy reroute, plans alone say who stays")
+    if settings.miss_policy == "load" and settings.eviction == "demand" and settings.loader is None:
+        lines.append("eviction demand acts like lru: without a loader no demand is known")
+    if settings.miss_policy == "load" and settings.model and "start_timeout_seconds" in given:
+        lines.append("start_timeout_seconds has no effect: with miss_policy load, experts come when they are needed")
+    if settings.predictor is None and "report_seconds" in given:
+        lines.append("report_seconds has no effect: without a predictor nothing is reported")
+    if settings.loader is None and "heartbeat_seconds" in given:
+        lines.append("heartbeat_seconds has no effect: without a loader there are no heartbeats")
+    if settings.step_tokens < settings.max_concurrency:
+        lines.append(f"step_tokens is raised to max_concurrency {settings.max_concurrency}: each sequence steps")
+    return lines
+
+
+def _vocab_size(store: ExpertStore) -> int:
+    size = store.config.get("vocab_size")
+    if type(size) is not int:
+        raise UnsupportedModelError(f"{store.folder}/config.json does not say vocab_size")
+    return size
+
+
+def _longest_context(store: ExpertStore) -> int:
+    longest = store.config.get("max_position_embeddings")
+    if not isinstance(longest, int):
+        raise UnsupportedModelError(f"{store.folder}/config.json does not say max_position_embeddings")
+    return longest
