@@ -17,7 +17,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 import aiohttp
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, V1Lease, V1ObjectMeta
 from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
@@ -105,10 +105,20 @@ class _Lock(LeaseLock):
         return answer
 
     async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        return await self._write(super().create(name, namespace, election_record))
+        return await self._write(self._create(name, namespace, election_record))
 
     async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
         return await self._write(super().update(name, namespace, updated_record))
+
+    async def _create(self, name: str, namespace: str, record: LeaderElectionRecord) -> bool:
+        # The client's own sends an argument that the client itself refuses (kubernetes 37).
+        lease = V1Lease(metadata=V1ObjectMeta(name=name), spec=self.update_lease(record))
+        try:
+            await self.api_instance.create_namespaced_lease(namespace, lease)
+        except ApiException as error:
+            log.info("the lease could not be made: %s", error.reason)
+            return False
+        return True
 
     async def release(self) -> None:
         found, record = await self.get(self.name, self.namespace)

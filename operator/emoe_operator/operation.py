@@ -30,6 +30,9 @@ from emoe_operator.workqueue import WorkQueue
 
 log = logging.getLogger(__name__)
 
+_REFUSED = frozenset({401, 403})
+NUM_CHECKS = 30
+CHECK_PAUSE_SECONDS = 1.0
 _PLURALS = frozenset(kind.plural for kind in WATCHED)
 
 
@@ -95,13 +98,22 @@ class Operation:
             loaders.leave_all()
 
     async def _check_installed(self) -> None:
-        try:
-            await self._api.list(MOED, namespace=next(iter(self._settings.namespaces), None))
-        except ApiError as error:
-            if error.status != NOT_FOUND:
-                raise
-            missing = f"{MOED.plural}.{MOED.group}"
-            raise NotInstalledError(f"the API server does not know {missing}; install the CRD of the chart") from error
+        """kopf would only warn of a kind that is missing, and watch nothing for ever."""
+        for _ in range(NUM_CHECKS):
+            try:
+                await self._api.list(MOED, namespace=next(iter(self._settings.namespaces), None))
+            except ApiError as error:
+                if error.status == NOT_FOUND:
+                    missing = f"{MOED.plural}.{MOED.group}"
+                    message = f"the API server does not know {missing}; install the CRD of the chart"
+                    raise NotInstalledError(message) from error
+                if error.status in _REFUSED:
+                    raise
+                log.warning("the API server is not ready yet: %s", error)
+                await asyncio.sleep(CHECK_PAUSE_SECONDS)
+            else:
+                return
+        raise NotInstalledError("the API server does not list resources; see the warnings above")
 
     def _count_response(self, verb: str, path: str, code: int) -> None:
         plural = next((part for part in reversed(path.split("/")) if part in _PLURALS), "discovery")

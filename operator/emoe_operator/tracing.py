@@ -1,4 +1,4 @@
-"""One span for every reconcile that found work; none is ever carried into a manifest, whose pods outlive any trace."""
+"""One span for every look at a resource. Its context never gets into a manifest, whose pods outlive any trace."""
 
 from __future__ import annotations
 

@@ -60,8 +60,10 @@ class WorkQueue:
 
     def add(self, key: Key, *, after_seconds: float | None = None) -> None:
         """Look at it soon, or after so long at the latest; an earlier look that is due anyway is enough."""
-        if key in self._queued or (key in self._running and after_seconds is None):
-            self._dirty |= {key} & self._running
+        if key in self._queued:
+            return
+        if key in self._running and after_seconds is None:
+            self._dirty.add(key)
             return
         loop = asyncio.get_running_loop()
         when = loop.time() + (self._debounce_seconds if after_seconds is None else after_seconds)
@@ -71,12 +73,6 @@ class WorkQueue:
                 return
             standing.cancel()
         self._timers[key] = loop.call_at(when, self._fall_due, key)
-
-    def forget(self, key: Key) -> None:
-        """The key is gone: no later look, no memory of failures."""
-        self._failures.pop(key, None)
-        if timer := self._timers.pop(key, None):
-            timer.cancel()
 
     async def run(self) -> NoReturn:
         async with asyncio.TaskGroup() as group:

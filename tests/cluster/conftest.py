@@ -19,6 +19,8 @@ from release import Release
 
 HERE = Path(__file__).parent
 TEST_SECONDS = 420
+OURS = "emoe.dev/test=true"
+"""On every namespace of a test, so that what a run that was killed left is removed by the next."""
 FIGURES = pytest.StashKey[dict[str, str]]()
 
 
@@ -49,6 +51,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def release() -> Release:
     """The chart, installed once; what a test does to it, it undoes."""
     installed = Release()
+    run("kubectl", "delete", "namespace", f"--selector={OURS}", "--wait", "--timeout=150s", seconds=160)
     installed.drop_if_interrupted()
     installed.install()
     return installed
@@ -72,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def make_namespace(name: str, *, security: str = "restricted") -> Kube:
     kube = Kube(name)
     run("kubectl", "delete", "namespace", name, "--ignore-not-found", "--wait", "--timeout=150s", seconds=160)
-    labels = {"emoe.dev/test": "true", "pod-security.kubernetes.io/enforce": security}
+    labels = {**dict([OURS.split("=")]), "pod-security.kubernetes.io/enforce": security}
     kube.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     return kube
 

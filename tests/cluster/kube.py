@@ -84,8 +84,8 @@ class Kube:
 
     def apply(self, *bodies: Body, options: Sequence[str] = ()) -> str:
         """As `kubectl apply -f`; CommandError says why the API refused it."""
-        whole = {"apiVersion": "v1", "kind": "List", "items": list(bodies)}
-        return self.kubectl("apply", "--filename=-", *options, stdin=json.dumps(whole))
+        documents = "\n---\n".join(json.dumps(body) for body in bodies)
+        return self.kubectl("apply", "--filename=-", *options, stdin=documents)
 
     def refusal(self, body: Body) -> str:
         """The message with which the API refuses it."""

@@ -76,11 +76,7 @@ def recording(kube: k.Kube, kinds: str, selector: str = "") -> Iterator[Recordin
 
 
 def _read(watch: subprocess.Popen[str], record: Recording) -> None:
-    """kubectl prints one indented object after another: each ends with a brace in the first column."""
+    """One event a line."""
     assert watch.stdout is not None
-    lines: list[str] = []
     for line in watch.stdout:
-        lines.append(line)
-        if line == "}\n":
-            record.add(json.loads("".join(lines)))
-            lines.clear()
+        record.add(json.loads(line))

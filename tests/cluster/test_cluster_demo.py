@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -15,6 +16,9 @@ import pytest
 from asking import PROMPTS, ask_once
 from bed_access import reach
 from recorder import Recording, recording
+from support.up import Up
+
+from emoe.core.quantity import parse_quantity
 
 pytestmark = pytest.mark.cluster
 
@@ -45,14 +49,10 @@ def served(kube: k.Kube, figure: Callable[[str, str], None]) -> Iterator[Served]
 @contextlib.asynccontextmanager
 async def local_system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """host:port of `emoe up` on this machine with the same model and policy."""
-    from support.up import Up
-
     command = [
         *(sys.executable, "-m", "emoe.cli.main", "up", "--json", "--listen=127.0.0.1:0", "--expert-memory=25%"),
         *("--miss-policy=load", f"--state-dir={tmp_path_factory.mktemp('up')}"),
     ]
-    import asyncio
-
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
         ready = await Up(process).until(event="ready")
@@ -88,25 +88,23 @@ def test_ready_says_what_is_missing_until_nothing_is(kube: k.Kube, served: Serve
 
 
 def test_status_tells_address_plan_and_residency(kube: k.Kube, served: Served) -> None:
+    pods = [k.name_of(pod) for pod in kube.pods("demo", "worker")]
     status = k.wait_until(
         lambda: kube.get("moed", "demo")["status"],
-        lambda status: status.get("residency", {}).get("workers"),
-        seconds=30,
-        what="residency in the status",
+        lambda status: [one["name"] for one in status.get("residency", {}).get("workers", [])] == pods,
+        seconds=60,
+        what=f"residency of {pods} in the status",
     )
     assert status["address"] == f"demo.{kube.namespace}.svc:8000"
     assert (status["plan"]["totalExperts"], status["plan"]["slots"]) == (192, 48)
     assert status["residency"]["summary"].endswith("/192")
-    assert [worker["name"] for worker in status["residency"]["workers"]] == [
-        k.name_of(pod) for pod in kube.pods("demo", "worker")
-    ]
     assert status["workers"] == {"replicas": 1, "ready": 1}
 
 
 def test_the_worker_stays_within_the_memory_that_the_plan_foretold(kube: k.Kube, served: Served) -> None:
     (pod,) = kube.pods("demo", "worker")
     limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
-    assert int(limit) == kube.get("moed", "demo")["status"]["plan"]["workerMemoryBytes"]
+    assert parse_quantity(limit) == kube.get("moed", "demo")["status"]["plan"]["workerMemoryBytes"]
     assert pod["status"]["containerStatuses"][0]["restartCount"] == 0
 
 

@@ -51,7 +51,7 @@ def test_a_misspelt_field_is_refused_by_name(kube: k.Kube) -> None:
 def test_a_dry_run_shows_every_default(kube: k.Kube) -> None:
     body = placed(kube, k.demo("defaults"))
     del body["spec"]["experts"]
-    shown = json.loads(kube.apply(body, options=("--dry-run=server", "--output=json")))["items"][0]["spec"]
+    shown = json.loads(kube.apply(body, options=("--dry-run=server", "--output=json")))["spec"]
     assert shown["experts"] == {
         "memory": "25%",
         "missPolicy": "reroute",

@@ -37,7 +37,7 @@ async def operator_at_work(
     async with open_client() as client:
         operation = Operation(
             KubeApi(client, metrics=metrics),
-            settings(namespaces=(kube.namespace,), **changes),
+            settings(**{"namespaces": (kube.namespace,), **changes}),
             metrics=metrics,
             tracer=tracer or trace.NoOpTracer(),
             dial=dial,

@@ -186,8 +186,10 @@ class Neighbourhood:
         self._stack.push_async_callback(end)
         return process
 
-    async def start_scheduler(self, *, telemetry: Telemetry | None = None, **settings: object) -> FrontDoor:
-        """Once it knows the workers that were started."""
+    async def start_scheduler(
+        self, *, telemetry: Telemetry | None = None, num_workers: int | None = None, **settings: object
+    ) -> FrontDoor:
+        """Once it knows the workers that were started, or as many as are said to be listed."""
         if self._loader_server is None:
             await self.start_loader()
         merged = {"probe_interval_seconds": 0.05, "probe_timeout_seconds": 0.2, "drain_seconds": 0.0, **settings}
@@ -196,7 +198,7 @@ class Neighbourhood:
         )
         channel = await self._stack.enter_async_context(open_channel(host.address))
         door = FrontDoor(channel, host)
-        await door.until(num_workers=len(self._workers))
+        await door.until(num_workers=len(self._workers) if num_workers is None else num_workers)
         return door
 
 

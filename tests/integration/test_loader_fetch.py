@@ -25,6 +25,8 @@ from emoe.store.store import ExpertStore
 from emoe.v1 import loader_pb2 as pb
 
 HALF = 7_000_000
+STOP_SECONDS = 10.0
+"""Well below the time after which a silent source is given up."""
 NEEDED = {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors.index.json"}
 
 
@@ -160,6 +162,18 @@ async def test_a_killed_loader_goes_on_where_it_stopped(
     assert fetching[0].num_bytes_done >= left
     assert any(ranged for _, ranged in hub.reads)
     assert all((folder / name).read_bytes() == (published / name).read_bytes() for name in shards(published))
+
+
+async def test_a_loader_that_is_told_to_stop_does_not_wait_for_a_silent_source(
+    published: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with on_a_hub(published, monkeypatch) as place:
+        place.line.fall_silent_after(HALF)
+        async with loader_process(place.address, tmp_path / "cache", tmp_path) as (_, process):
+            await place.line.is_silent.wait()
+            process.terminate()
+            async with asyncio.timeout(STOP_SECONDS):
+                assert await process.wait() == 0
 
 
 async def test_two_loaders_on_one_cache_fetch_once(

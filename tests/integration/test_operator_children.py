@@ -93,7 +93,10 @@ async def test_a_field_that_is_no_longer_rendered_goes_away(kube: KubeObjects) -
 
 async def test_what_is_no_longer_wanted_is_removed_and_what_is_not_ours_stays(kube: KubeObjects) -> None:
     await make_resource(kube, services={"predictor": {"storage": {"size": "1Gi"}}})
-    stranger = {"metadata": {"name": "stranger", "labels": {"emoe.dev/moedeployment": "tiny"}}, "spec": {"podSelector": {}}}
+    stranger = {
+        "metadata": {"name": "stranger", "labels": {"emoe.dev/moedeployment": "tiny"}},
+        "spec": {"podSelector": {}},
+    }
     async with operator_at_work(kube) as metrics:
         await until(lambda: kube.names(CLAIMS))
         await kube.create(POLICIES, stranger)
@@ -110,7 +113,9 @@ async def test_a_name_that_is_taken_is_left_alone_and_said(kube: KubeObjects) ->
     await kube.create(SERVICES, {"metadata": {"name": "tiny"}, "spec": {"ports": [{"port": 80}], "clusterIP": "None"}})
     await make_resource(kube)
     async with operator_at_work(kube):
-        ready = await kube.until(MOED, "tiny", lambda body: conditions(body).get("Ready", {}).get("reason") == "NameTaken")
+        ready = await kube.until(
+            MOED, "tiny", lambda body: conditions(body).get("Ready", {}).get("reason") == "NameTaken"
+        )
     assert "Service tiny" in conditions(ready)["Ready"]["message"]
     service = await kube.get(SERVICES, "tiny")
     assert service is not None

@@ -138,11 +138,12 @@ async def test_one_whose_lease_was_taken_ends_with_an_error(kube: KubeObjects) -
 
 async def test_it_survives_a_restart_of_the_api_server(kube: KubeObjects, apiserver: ApiServer) -> None:
     async with operator_process(kube) as operator:
-        await until(operator.leads)
+        await make_resource(kube, "before")
+        await kube.until(DEPLOYMENTS, "before-scheduler", bool)
         apiserver.stop_apiserver()
         await asyncio.to_thread(apiserver.start_apiserver)
-        await make_resource(kube)
-        await kube.until(DEPLOYMENTS, "tiny-scheduler", bool)
+        await make_resource(kube, "after")
+        await kube.until(DEPLOYMENTS, "after-scheduler", bool)
         assert operator.process.returncode is None
 
 

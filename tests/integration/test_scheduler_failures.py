@@ -123,7 +123,7 @@ async def test_killed_worker_process_ends_the_stream_at_once(neighbourhood, tmp_
     async with open_channel(address) as channel:
         state = await WorkerServiceStub(channel).GetState(worker_pb2.GetStateRequest(), wait_for_ready=True, timeout=30)
     await neighbourhood.loader.list_workers([state.state])
-    door = await neighbourhood.start_scheduler()
+    door = await neighbourhood.start_scheduler(num_workers=1)
     words = aiter(door.generate("hello"))
     assert (await anext(words)).worker_id == "doomed"
 

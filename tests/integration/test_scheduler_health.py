@@ -80,7 +80,7 @@ async def test_calls_of_a_listed_worker_end_when_it_has_been_silent_for_long(
     process, state = await start_process(neighbourhood, tmp_path)
     await neighbourhood.loader.list_workers([state])
     door = await neighbourhood.start_scheduler(
-        health_interval_seconds=0.05, health_timeout_seconds=0.1, silence_seconds=0.3
+        num_workers=1, health_interval_seconds=0.05, health_timeout_seconds=0.1, silence_seconds=0.3
     )
     words = aiter(door.generate("hello"))
     await anext(words)

@@ -70,7 +70,7 @@ class _Loader:
         settings = self._settings
         opening = Opening(
             address=address,
-            revision=settings.revision,
+            revision=settings.revision or None,
             cache=ModelCache(settings.model_cache_folder),
             cache_dir=settings.cache_dir,
             progress=self._progress,
