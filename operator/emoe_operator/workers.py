@@ -12,9 +12,8 @@ from pydantic import ValidationError
 
 from emoe.api.pods import Resources
 from emoe.api.services import Workers
-from emoe.api.spec import Experts
+from emoe.api.wishes import worker_wishes
 from emoe.core.capacity import WorkerPlan, WorkerWishes, plan_worker
-from emoe.core.experts import ExpertId
 from emoe_operator.desired import Manifest
 from emoe_operator.manifests.context import Context
 from emoe_operator.manifests.deployments import worker_deployment
@@ -32,7 +31,7 @@ class PlannedWorkers:
 def plan_workers(context: Context, geometry: Geometry) -> PlannedWorkers:
     """UnservableError if the memory cannot do, with what would."""
     resources = wanted_resources(context.spec.workers)
-    wishes = _wishes(context.spec.experts, context.spec.workers, resources)
+    wishes = worker_wishes(context.spec.experts, context.spec.workers, resources)
     plan = plan_worker(geometry.shape, wishes)
     if not plan.fits:
         raise UnservableError(_reason(plan, wishes, geometry), "; ".join(plan.problems))
@@ -52,18 +51,6 @@ def wanted_resources(workers: Workers) -> Resources:
             "spec.workers.podTemplate: the resources of container main must have limits and requests alone, each a "
             "quantity by name; or leave them out and set spec.workers.resources",
         ) from error
-
-
-def _wishes(experts: Experts, workers: Workers, resources: Resources) -> WorkerWishes:
-    return WorkerWishes(
-        memory=experts.memory.parsed,
-        miss_policy=experts.miss_policy,
-        max_context=workers.max_context,
-        max_concurrency=workers.max_concurrency,
-        device="gpu" if resources.asks_for_gpu else "cpu",
-        memory_limit_bytes=resources.memory_limit_bytes,
-        pinned=tuple(ExpertId(entry.layer, index) for entry in experts.pinned for index in entry.experts),
-    )
 
 
 def _reason(plan: WorkerPlan, wishes: WorkerWishes, geometry: Geometry) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operator_at_work import make_resource, num_requests, operator_at_work
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from operator_at_work import make_resource, num_requests, operator_at_work
 from support.kube_objects import (
     DEPLOYMENTS,
     MOED,
@@ -18,7 +18,6 @@ from support.kube_objects import (
     SERVICES,
     KubeObjects,
     conditions,
-    open_kube_client,
     until,
 )
 
@@ -28,7 +27,8 @@ from emoe_operator.client import KubeApi, open_client
 from emoe_operator.errors import ApiError, NotInstalledError, WatchEndedError
 from emoe_operator.executor import MAX_CORRECTIONS
 from emoe_operator.intake import Intake, relist
-from emoe_operator.kinds import CHILDREN, MOED as MOED_KIND
+from emoe_operator.kinds import CHILDREN
+from emoe_operator.kinds import MOED as MOED_KIND
 from emoe_operator.metrics import Metrics
 from emoe_operator.watching import Watching
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from emoe.api.pods import PodTemplate, Resources
 from emoe.api.quantity import CountOrPercent
-from emoe.api.spec import Rollout
+from emoe.api.spec import Experts, Rollout
 from emoe.core.capacity import WorkerPlan, as_quantity
 from emoe_operator.desired import Manifest
 from emoe_operator.manifests.accounts import ca_environment, ca_mounted, revision_environment
@@ -70,9 +70,15 @@ def _loader_environment(context: Context) -> list[Variable]:
         variable("EMOE_LOADER_MODEL_CACHE", CACHE_PATH),
         variable("EMOE_LOADER_PREDICTOR", address(context.resource, "predictor")),
         variable("EMOE_LOADER_REFRESH_INTERVAL_PROMPTS", experts.refresh_interval_prompts),
+        *_pinned("LOADER", experts),
         *ca_environment(context),
         *(variable(name, value) for name, value in sorted(context.settings.pod_env.items())),
     ]
+
+
+def _pinned(service: str, experts: Experts) -> list[Variable]:
+    pairs = [[entry.layer, index] for entry in experts.pinned for index in entry.experts]
+    return [variable(f"EMOE_{service}_PINNED", to_json(sorted(pairs)))] if pairs else []
 
 
 def scheduler_deployment(context: Context) -> Manifest:
@@ -135,6 +141,7 @@ def _worker_environment(context: Context, drain_seconds: int, expert_memory_byte
         variable("EMOE_WORKER_EXPERT_MEMORY", expert_memory_bytes),
         variable("EMOE_WORKER_MISS_POLICY", experts.miss_policy),
         *([variable("EMOE_WORKER_EVICTION", experts.eviction)] if experts.eviction else []),
+        *(_pinned("WORKER", experts) if experts.miss_policy == "load" else []),
         variable("EMOE_WORKER_MAX_CONTEXT", workers.max_context),
         variable("EMOE_WORKER_MAX_CONCURRENCY", workers.max_concurrency),
         variable("EMOE_WORKER_CACHE_DIR", STATE_PATH),

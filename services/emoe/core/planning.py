@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from emoe.core.errors import BudgetError
-from emoe.core.experts import BoolGrid, ExpertGrid, FloatGrid, RoutingRule
+from emoe.core.errors import BudgetError, PlanError
+from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid, RoutingRule
+from emoe.core.refresh import favour_pinned
 
 
 class ResidencyPlanner(Protocol):
@@ -55,7 +57,25 @@ class PerLayerTopPlanner:
         return wanted
 
 
+class PinnedPlanner:
+    """Another planner's plan, with `pinned` wanted more than all else; PlanError if the model lacks one of them."""
+
+    def __init__(self, planner: ResidencyPlanner, pinned: Collection[ExpertId], grid: ExpertGrid) -> None:
+        check_pinned(pinned, grid)
+        self._planner = planner
+        self._pinned = tuple(pinned)
+
+    def plan(self, demand: FloatGrid, *, num_slots: int, grid: ExpertGrid) -> BoolGrid:
+        return self._planner.plan(favour_pinned(demand, self._pinned), num_slots=num_slots, grid=grid)
+
+
 PLANNERS: dict[str, ResidencyPlanner] = {"global": GlobalGreedyPlanner(), "per-layer": PerLayerTopPlanner()}
+
+
+def check_pinned(pinned: Collection[ExpertId], grid: ExpertGrid) -> None:
+    unknown = [f"{expert.index} of layer {expert.layer}" for expert in pinned if not grid.contains(expert)]
+    if unknown:
+        raise PlanError(f"pinned experts that this model does not have: {', '.join(unknown)}; pin others, or none")
 
 
 def routable_minimum(demand_E: npt.NDArray[np.float64], rule: RoutingRule) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 
 from emoe.core.experts import ExpertGrid
-from emoe.core.planning import PLANNERS
+from emoe.core.planning import PLANNERS, PinnedPlanner
 from emoe.loader.client import PredictorClient
 from emoe.loader.fetch.cache import ModelCache
 from emoe.loader.news import News
@@ -128,7 +128,7 @@ def _planning_loop(
         mix=mix,
         news=news,
         grid=grid,
-        planner=PLANNERS[settings.planner],
+        planner=PinnedPlanner(PLANNERS[settings.planner], settings.pinned, grid),
         ask=ask,
         pace=Pace(
             refresh_interval_prompts=settings.refresh_interval_prompts,

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from emoe.core.experts import ExpertId
 from emoe.core.planning import PLANNERS
 from emoe.runtime.settings import ServiceSettings
 from emoe.store.sidecar import default_cache_dir
@@ -38,6 +39,8 @@ class LoaderSettings(ServiceSettings):
     refresh_interval_prompts: int = Field(default=40, ge=1)
     """Prompts between two predictions."""
     planner: str = "global"
+    pinned: tuple[ExpertId, ...] = ()
+    """Experts that are in every plan, as [[layer, index], ...]."""
     cache_dir: Path | None = None
     """Where the store keeps its index when the model's folder is read-only."""
     heartbeat_timeout_seconds: float = Field(default=30.0, gt=0)

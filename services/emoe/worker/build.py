@@ -11,10 +11,10 @@ import torch
 
 from emoe.core.budget import slot_bytes, split_budget
 from emoe.core.errors import CheckpointError
-from emoe.core.eviction import EVICTION_POLICIES
-from emoe.core.experts import BoolGrid, ExpertGrid
+from emoe.core.eviction import EVICTION_POLICIES, PinnedEviction
+from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId
 from emoe.core.memory import parse_memory
-from emoe.core.planning import GlobalGreedyPlanner
+from emoe.core.planning import GlobalGreedyPlanner, check_pinned
 from emoe.store.store import ExpertStore
 from emoe.store.strict_json import parse_object
 from emoe.worker import experts
@@ -38,6 +38,7 @@ class EngineOptions:
     expert_memory: str = "100%"
     miss_policy: str = "reroute"
     eviction: str = "lru"
+    pinned: tuple[ExpertId, ...] = ()
     max_context: int = 2048
     max_concurrency: int = 8
     step_tokens: int = 2048
@@ -93,12 +94,13 @@ def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOpt
     budget_bytes = parse_memory(options.expert_memory, total_bytes=grid.num_experts_total * slot_bytes(grid))
     budget = split_budget(grid, budget_bytes=budget_bytes, reroute=reroute)
     budget.check()
+    check_pinned(options.pinned, grid)
     device = torch.device(options.device)
     return Residency(
         arena=SlotArena(store.layout, num_slots=budget.num_slots, slot_bytes=budget.slot_bytes, device=device),
         grid=grid,
         transfer=_build_transfer(source, store.layout.num_bytes, options),
-        eviction=EVICTION_POLICIES[options.eviction](grid.shape),
+        eviction=PinnedEviction(EVICTION_POLICIES[options.eviction](grid.shape), options.pinned),
         executor=concurrent.futures.ThreadPoolExecutor(options.io_threads, thread_name_prefix="expert-io"),
         num_staging=budget.num_staging,
         keep_routable=reroute,

@@ -53,6 +53,7 @@ def prepare(
         expert_memory=settings.expert_memory,
         miss_policy=settings.miss_policy,
         eviction=settings.eviction,
+        pinned=settings.pinned,
         max_context=min(settings.max_context, _longest_context(store)),
         max_concurrency=settings.max_concurrency,
         step_tokens=settings.step_tokens,
@@ -79,6 +80,8 @@ def settings_without_effect(settings: WorkerSettings) -> list[str]:
     given, lines = settings.model_fields_set, []
     if settings.miss_policy == "reroute" and "eviction" in given:
         lines.append("eviction has no effect: with miss_policy reroute, plans alone say who stays")
+    if settings.miss_policy == "reroute" and settings.pinned:
+        lines.append("pinned has no effect: with miss_policy reroute, the loader's plans hold what is pinned")
     if settings.miss_policy == "load" and settings.eviction == "demand" and settings.loader is None:
         lines.append("eviction demand acts like lru: without a loader no demand is known")
     if settings.miss_policy == "load" and settings.model and "start_timeout_seconds" in given:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from emoe.core.experts import ExpertId
 from emoe.runtime.settings import ServiceSettings
 
 
@@ -35,6 +36,8 @@ class WorkerSettings(ServiceSettings):
     """reroute: only resident experts are used. load: exact, a step waits for what it misses."""
     eviction: Literal["lru", "demand"] = "lru"
     """Load mode: whose slot is freed. Reroute mode follows plans alone and does not use it."""
+    pinned: tuple[ExpertId, ...] = ()
+    """Load mode: experts that keep their slots once they have come, as [[layer, index], ...]."""
     max_context: int = Field(default=2048, ge=8)
     """Longest prompt and answer together, in tokens; cut to what the model was made for."""
     max_concurrency: int = Field(default=8, ge=1, le=1024)

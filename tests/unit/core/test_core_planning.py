@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emoe.core.errors import BudgetError
+from emoe.core.errors import BudgetError, PlanError
 from emoe.core.experts import ExpertGrid, ExpertId, FloatGrid, RoutingRule
-from emoe.core.planning import PLANNERS, GlobalGreedyPlanner, PerLayerTopPlanner, ResidencyPlanner
-from emoe.core.refresh import favour_pinned, favour_residents
+from emoe.core.planning import PLANNERS, GlobalGreedyPlanner, PerLayerTopPlanner, PinnedPlanner, ResidencyPlanner
+from emoe.core.refresh import favour_residents
 
 PLAIN = RoutingRule(num_experts=8, top_k=2)
 RULES = [
@@ -163,5 +163,11 @@ def test_pinned_experts_are_in_every_plan_that_has_room_for_them_beside_each_lay
     pinned = data.draw(st.sets(st.sampled_from(experts), max_size=6))
     beyond = [max(0, sum(e.layer == layer for e in pinned) - grid.rule.min_residents) for layer in grid.moe_layers]
     least = grid.rule.min_residents * len(grid.moe_layers) + sum(beyond)
-    wanted = GlobalGreedyPlanner().plan(favour_pinned(demand, pinned), num_slots=least, grid=grid)
+    wanted = PinnedPlanner(GlobalGreedyPlanner(), pinned, grid).plan(demand, num_slots=least, grid=grid)
     assert all(wanted[expert] for expert in pinned)
+
+
+def test_an_expert_that_the_model_does_not_have_cannot_be_pinned() -> None:
+    grid = ExpertGrid(num_layers=2, moe_layers=(1,), rule=PLAIN, expert_bytes=64)
+    with pytest.raises(PlanError, match="3 of layer 0, 8 of layer 1"):
+        PinnedPlanner(GlobalGreedyPlanner(), [ExpertId(0, 3), ExpertId(1, 7), ExpertId(1, 8)], grid)
