@@ -77,14 +77,11 @@ class KubeApi:
         return await self._apply(kind, kind.path(meta["namespace"], meta["name"]), manifest)
 
     async def apply_status(self, kind: Kind, body: Body, status: Body) -> Body:
-        """`body` is the object whose status it is; the same name with another uid is refused with a conflict."""
-        meta = body["metadata"]
-        patch = {
-            "apiVersion": kind.api_version,
-            "kind": kind.name,
-            "metadata": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
-            "status": status,
-        }
+        """`body` is the object that it is said of; a later version of it, or a successor, is refused with a conflict.
+
+        (A uid alone would not do: the status subresource does not look at it.)"""
+        meta = {name: body["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
+        patch = {"apiVersion": kind.api_version, "kind": kind.name, "metadata": meta, "status": status}
         return await self._apply(kind, kind.path(meta["namespace"], meta["name"], "status"), patch)
 
     async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
@@ -117,7 +114,7 @@ class KubeApi:
         try:
             code, answer = await self._request(verb, path, query or {}, body, content_type)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            message = f"the API server does not answer ({error or type(error).__name__})"
+            message = f"the API server does not answer ({str(error) or type(error).__name__})"
             raise ApiError(what, status=0, reason="Unreachable", message=message) from error
         finally:
             self._metrics.count_request(verb=verb, resource=kind.plural, code=code)

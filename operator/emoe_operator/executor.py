@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from emoe.api.names import KIND, OWNER_LABEL
@@ -92,7 +92,7 @@ class _Run:
         self._verdicts: set[Verdict] = set()
         self._again_seconds: float | None = None
 
-    async def attempt(self, kind: str, name: str, step: Any) -> None:
+    async def attempt(self, kind: str, name: str, step: Coroutine[Any, Any, None]) -> None:
         try:
             await step
         except EmoeError as error:

@@ -36,7 +36,9 @@ RENEW_SECONDS = 10
 RETRY_SECONDS = 2
 REQUEST_SECONDS = 4.0
 RELEASE_SECONDS = 2.0
-_FENCE_SECONDS = 0.5
+FENCE_SECONDS = 12.0
+"""Without a renewal for so long, it is over: what is left of the lease is for ending the work."""
+_LOOK_SECONDS = 0.5
 
 
 class Leadership:
@@ -78,8 +80,8 @@ class Leadership:
     async def _fence(self) -> NoReturn:
         """The renewing itself looks at the clock only between two requests."""
         while True:
-            await asyncio.sleep(_FENCE_SECONDS)
-            if self._lock.seconds_since_renewed() > (RENEW_SECONDS + LEASE_SECONDS) / 2:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._lock.seconds_since_renewed() > FENCE_SECONDS:
                 raise LeaseLostError(f"{self.identity} did not renew its lease in time")
             if self._lock.taken_by_other:
                 raise LeaseLostError("another replica holds the lease")
@@ -98,7 +100,7 @@ class _Lock(LeaseLock):
             async with asyncio.timeout(REQUEST_SECONDS):
                 answer: tuple[bool, Any] = await super().get(name, namespace)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            return False, ApiException(status=0, reason=f"no answer: {error or type(error).__name__}")
+            return False, ApiException(status=0, reason=f"no answer: {str(error) or type(error).__name__}")
         found, record = answer
         if found and self._renewed_seconds is not None:
             self.taken_by_other = record.holder_identity not in (None, self.identity)
@@ -141,7 +143,7 @@ class _Lock(LeaseLock):
             async with asyncio.timeout(REQUEST_SECONDS):
                 written = await request
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            log.warning("the lease could not be written: %s", error or type(error).__name__)
+            log.warning("the lease could not be written: %s", str(error) or type(error).__name__)
             return False
         if written:
             self._renewed_seconds = began_seconds

@@ -65,7 +65,7 @@ async def serve(settings: OperatorSettings) -> None:
             operation = Operation(KubeApi(client, metrics=metrics), settings, metrics=metrics, tracer=telemetry.tracer)
             leadership = Leadership(client, name=settings.lease_name, namespace=settings.lease_namespace)
             async with serving(
-                host="0.0.0.0",
+                host=None,
                 port=settings.health_port,
                 healthy=operation.trouble,
                 ready=operation.trouble,
@@ -80,16 +80,22 @@ async def _lead(leadership: Leadership, operation: Operation, metrics: Metrics, 
     async def lead() -> None:
         await leadership.acquire()
         metrics.set_leader(True)
-        await first_to_end(leadership.keep(), operation.run())
+        await first_to_end(_keep(leadership), operation.run())
 
     try:
         await first_to_end(_wait(stop), lead())
-    except LeaseLostError:
-        _end_within(LOST_SECONDS)
-        raise
     finally:
         metrics.set_leader(False)
         await leadership.release()
+
+
+async def _keep(leadership: Leadership) -> None:
+    try:
+        await leadership.keep()
+    except LeaseLostError as error:
+        log.error("the operator has to end at once: %s", error)  # noqa: TRY400 - raised on purpose
+        _end_within(LOST_SECONDS)
+        raise
 
 
 async def _wait(event: asyncio.Event) -> None:

@@ -131,8 +131,8 @@ class Reconciler:
         try:
             self._cache.put(MOED, await self._api.apply_status(MOED, body, status))
         except ApiError as error:
-            if error.status in (NOT_FOUND, CONFLICT):  # deleted meanwhile; its event will come
-                return False
+            if error.status in (NOT_FOUND, CONFLICT):  # deleted or changed meanwhile; its event will come
+                return error.status == CONFLICT
             log.warning("the status of %s/%s could not be written: %s", *_names(body), error)
             return verdict_of(error) is Verdict.TEMPORARY
         self._said_seconds[body["metadata"]["uid"]] = asyncio.get_running_loop().time()

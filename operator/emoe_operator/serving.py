@@ -14,8 +14,8 @@ Check = Callable[[], str | None]
 
 
 @contextlib.asynccontextmanager
-async def serving(*, host: str, port: int, healthy: Check, ready: Check, metrics: Metrics) -> AsyncIterator[int]:
-    """Yields the port, which was found for port 0."""
+async def serving(*, host: str | None, port: int, healthy: Check, ready: Check, metrics: Metrics) -> AsyncIterator[int]:
+    """Yields the port, which was found for port 0. Without a host: on every interface."""
     app = web.Application()
     app.router.add_get("/healthz", _answer(healthy))
     app.router.add_get("/readyz", _answer(ready))

@@ -13,16 +13,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import aiohttp
 import kopf
-from kubernetes.aio.client import ApiClient
 
 from emoe_operator.activity import WatchActivity, heard_by
-from emoe_operator.client import FIELD_MANAGER, load_configuration
 from emoe_operator.errors import WatchEndedError
 from emoe_operator.handlers import Sink, build_registry, watch_settings
 from emoe_operator.kinds import Kind
+from emoe_operator.login import Login
 from emoe_operator.observed import Body
+from emoe_operator.supervision import first_to_end
 
 # That signals are not its business in this thread is as it should be.
 logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
@@ -74,8 +73,9 @@ class Watching:
 
     async def _watch(self, owner: asyncio.AbstractEventLoop, stopper: _Stopper) -> None:
         registry = build_registry(_Relay(owner, self._sink))
-        kopf.on.login(registry=registry, id="login")(self._log_in)
-        await kopf.operator(
+        login = Login(self._response_class)
+        login.register(registry)
+        operator = kopf.operator(
             registry=registry,
             settings=watch_settings(),
             standalone=True,
@@ -83,34 +83,9 @@ class Watching:
             namespaces=self._namespaces,
             stop_flag=stopper.flag(),
         )
+        await first_to_end(operator, login.broken())
         # Nobody waits for the connections of the watches that kopf has just closed.
         await asyncio.sleep(CLOSE_SECONDS)
-
-    async def _log_in(self, **_: Any) -> kopf.AiohttpSession:
-        """Called again whenever the API server refuses the credentials."""
-        configuration = await load_configuration()
-        client = ApiClient(configuration)
-
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=client.rest_client.ssl_context),
-            headers={"User-Agent": f"{FIELD_MANAGER}-watch"},
-            middlewares=(_authorization(client),),
-            response_class=self._response_class,
-            proxy=configuration.proxy,
-        )
-        return kopf.AiohttpSession(aiohttp_session=session, server=configuration.host)
-
-
-def _authorization(client: ApiClient) -> aiohttp.ClientMiddlewareType:
-    """Tokens of service accounts are renewed on disk all the time: each request takes what is there."""
-
-    async def authorize(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        headers: dict[str, str] = {}
-        await client.update_params_for_auth(headers, [], ["BearerToken"], "", "GET", None)
-        request.headers.update(headers)
-        return await handler(request)
-
-    return authorize
 
 
 def _settle(ended: asyncio.Future[BaseException | None], error: BaseException | None) -> None:

@@ -18,6 +18,8 @@ from operator_at_work import make_resource
 from support.apiserver import ApiServer
 from support.kube_objects import DEPLOYMENTS, LEASES, MOED, KubeObjects, until
 
+from emoe_operator.leader import LEASE_SECONDS
+
 LEASE = "emoe-operator"
 TAKEOVER_SECONDS = 20.0
 
@@ -134,6 +136,15 @@ async def test_one_whose_lease_was_taken_ends_with_an_error(kube: KubeObjects) -
     lease = await kube.get(LEASES, LEASE)
     assert lease is not None
     assert lease["spec"]["holderIdentity"] == "somebody-else"
+
+
+@pytest.mark.timeout(90)
+async def test_one_that_cannot_renew_ends_before_another_may_lead(kube: KubeObjects, apiserver: ApiServer) -> None:
+    async with operator_process(kube) as operator:
+        await until(operator.leads)
+        with apiserver.hanging():
+            async with asyncio.timeout(LEASE_SECONDS):
+                assert await operator.process.wait() == 1
 
 
 async def test_it_survives_a_restart_of_the_api_server(kube: KubeObjects, apiserver: ApiServer) -> None:

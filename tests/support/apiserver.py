@@ -84,6 +84,16 @@ class ApiServer:
     def stop_apiserver(self) -> None:
         self._stop("kube-apiserver")
 
+    @contextlib.contextmanager
+    def hanging(self) -> Iterator[None]:
+        """It takes connections and never answers, as one that is cut off or out of memory does."""
+        process = self._processes["kube-apiserver"]
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     def _start_etcd(self) -> None:
         client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
         self._spawn(

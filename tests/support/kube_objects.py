@@ -102,7 +102,7 @@ class KubeObjects:
 async def until(look: Callable[[], Awaitable[Any]], *, seconds: float = WAIT_SECONDS) -> Any:
     """What `look` gives, once it gives something."""
     async with asyncio.timeout(seconds):
-        while not (found := await look()):
+        while not (found := await look()):  # noqa: ASYNC110 - what is waited for happens in another process
             await asyncio.sleep(POLL_SECONDS)
         return found
 
