@@ -101,3 +101,5 @@ def check_idle(release: Release, figure: Callable[[str, str], None]) -> None:
     figure("operator, 100 idle resources: CPU", f"{used / IDLE_SECONDS:.2%} of one")
     figure("operator, idle: requests a resource an hour beside its lease", f"{hourly:.2f}")
     assert changes == {}, "an idle operator asks the API server for something"
+    made = num_requests(account, since="")
+    assert made.get("patch deployments", 0) >= NUM_RESOURCES, "the log does not show the operator's requests"
