@@ -21,13 +21,14 @@ from emoe.v1 import generation_pb2, scheduler_pb2_grpc
 PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a",
-    "def fibonacci(n):",
+    "My name is",
     "Water boils at",
     "The opposite of hot is",
     "A list of three colours:",
     "In the beginning",
     "To make tea, first",
 )
+"""The best token leads clearly in each answer: rounding, which differs with a batch's shape, turns none of them."""
 DEADLINE_SECONDS = 120.0
 
 
