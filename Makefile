@@ -3,7 +3,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint format protos crd setup-demo setup-dev
+.PHONY: help demo test test-cluster check lint format protos crd setup-demo setup-dev
 
 help: ## Show these lines
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -13,6 +13,9 @@ demo: setup-demo ## Set up, serve the model that ships with a quarter of its exp
 
 test: check ## Set up, run every check, then the tests in random order (ARGS="-k word" picks some)
 	@$(BIN)/pytest $(ARGS)
+
+test-cluster: setup-dev ## Bring up a Kubernetes of our own, build the images, install the chart, test it all (KEEP=1 leaves it standing)
+	@tests/cluster/run $(ARGS)
 
 check: setup-dev ## Lint, formatting, types, rules of import, generated code
 	@$(BIN)/ruff check .

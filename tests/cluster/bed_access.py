@@ -76,8 +76,17 @@ def resident_bytes(pod: k.Body) -> int:
 
 def cpu_seconds(pod: k.Body) -> float:
     """That all processes in a pod's only container have used so far."""
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _processes(pod)]
-    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+    return sum(int(fields[11]) + int(fields[12]) for fields in _stats(pod)) / os.sysconf("SC_CLK_TCK")
+
+
+def num_major_faults(pod: k.Body) -> int:
+    """Times that they had to read a page of their own from the disk so far, such as code that was pushed out."""
+    return sum(int(fields[9]) for fields in _stats(pod))
+
+
+def _stats(pod: k.Body) -> list[list[str]]:
+    """proc(5)'s stat from its third field on, of each process."""
+    return [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in _processes(pod)]
 
 
 def _processes(pod: k.Body) -> list[str]:

@@ -46,9 +46,12 @@ def test_a_changed_image_is_put_back(standing: k.Kube) -> None:
 
 
 def test_a_changed_port_is_put_back(standing: k.Kube) -> None:
+    """Ports are told apart by their number: what is applied over it is one more port, which the API refuses."""
+    standing.apply(k.demo("ported", suspend=True))
+    wait_back(standing, "service", "ported", ("spec", "ports", 0, "port"), 8000)
     change = [{"op": "replace", "path": "/spec/ports/0/port", "value": 1234}]
-    standing.kubectl("patch", "service", "drift", "--type=json", f"--patch={json.dumps(change)}", SOMEBODY)
-    wait_back(standing, "service", "drift", ("spec", "ports", 0, "port"), 8000)
+    standing.kubectl("patch", "service", "ported", "--type=json", f"--patch={json.dumps(change)}", SOMEBODY)
+    wait_back(standing, "service", "ported", ("spec", "ports", 0, "port"), 8000)
 
 
 def test_a_deleted_child_is_made_again(standing: k.Kube) -> None:

@@ -37,6 +37,12 @@ def predictor_deployment(context: Context) -> Manifest:
         environment=[
             *shared_environment(context, "predictor", drain_seconds=_SINGLE_DRAIN_SECONDS),
             variable("EMOE_PREDICTOR_STATE_DIR", STATE_PATH),
+            # The model that ships brings what was learnt of it.
+            *(
+                [variable("EMOE_PREDICTOR_PRIOR", "demo://")]
+                if context.spec.model.parsed_source.scheme == "demo"
+                else []
+            ),
         ],
         resources=_resources(wanted.resources, context.settings.predictor_resources),
         drain_seconds=_SINGLE_DRAIN_SECONDS,
@@ -44,6 +50,12 @@ def predictor_deployment(context: Context) -> Manifest:
         storage=storage,
     )
     return deployment(context, "predictor", replicas=1, strategy=RECREATE, template=pod_template(context, service))
+
+
+def _prior(context: Context) -> list[Variable]:
+    """The model that ships brings what was learnt of it."""
+    is_shipped = context.spec.model.parsed_source.scheme == "demo"
+    return [variable("EMOE_PREDICTOR_PRIOR", context.spec.model.source)] if is_shipped else []
 
 
 def loader_deployment(context: Context) -> Manifest:

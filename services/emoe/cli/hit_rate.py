@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from emoe.cli.failures import CommandError
-from emoe.cli.system import PRIOR_FILE
 from emoe.core.experts import ExpertGrid, FloatGrid
 from emoe.core.planning import PLANNERS
 from emoe.predictor.learning import Learning
 from emoe.predictor.state import load_prior
+from emoe.store.shipped import PRIOR_FILE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,8 @@ from emoe.cli.clients import is_serving
 from emoe.cli.failures import CommandError
 from emoe.cli.runfile import locked_state_dir, remove_up_file, write_up_file
 from emoe.cli.supervisor import ChildEvent, Supervisor, SupervisorLimits
+from emoe.store.shipped import PRIOR_FILE
 
-PRIOR_FILE = "predictor.state"
-"""Routing frequencies that ship beside a model's weights."""
 PREDICTOR, LOADER, WORKER, SCHEDULER = "predictor", "loader", "worker", "scheduler"
 SERVICES = (PREDICTOR, LOADER, WORKER, SCHEDULER)
 # A child drains for 10 seconds unless told otherwise; then it has this long to end before it is killed.

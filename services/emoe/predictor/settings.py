@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from emoe.runtime.settings import ServiceSettings
+from emoe.store.shipped import PRIOR_FILE, shipped_model
 
 
 class PredictorSettings(ServiceSettings):
@@ -16,8 +17,14 @@ class PredictorSettings(ServiceSettings):
     state_dir: Path | None = None
     """Where what was learnt outlives a restart; made if missing. Without it a restart begins afresh."""
     prior: Path | None = None
-    """A state file from elsewhere, such as one that ships with a model: where to begin with models never seen here."""
+    """A state file from elsewhere, such as one that ships with a model: where to begin with models never seen here.
+    demo:// is that of the model that ships with emoe."""
     half_life_tokens: float = Field(default=50_000.0, gt=0, allow_inf_nan=False)
     """After so many more tokens of its task, a routing count weighs half."""
     save_interval_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """The most that a kill can lose. Does nothing without `state_dir`."""
+
+    @field_validator("prior", mode="before")
+    @classmethod
+    def _find_shipped(cls, prior: object) -> object:
+        return shipped_model() / PRIOR_FILE if prior == "demo://" else prior
