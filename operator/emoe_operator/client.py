@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 FIELD_MANAGER = "emoe-operator"
 REQUEST_SECONDS = 15.0
 _SERVICE_ACCOUNT = "KUBERNETES_SERVICE_HOST"
+_MERGE = "application/merge-patch+json"
 _APPLY = "application/apply-patch+yaml"
 
 
@@ -75,6 +76,14 @@ class KubeApi:
         """Server-side apply: makes the object, or changes what we own of it."""
         kind, meta = kind_of(manifest["kind"]), manifest["metadata"]
         return await self._apply(kind, kind.path(meta["namespace"], meta["name"]), manifest)
+
+    async def replace_ports(self, manifest: Body) -> None:
+        """Of a Service, all of them: server-side apply merges ports by number, so that one whose number somebody
+        changed stands in the way of ours by its name."""
+        kind, meta = kind_of(manifest["kind"]), manifest["metadata"]
+        patch = {"spec": {"ports": manifest["spec"]["ports"]}}
+        path = kind.path(meta["namespace"], meta["name"])
+        await self._call("PATCH", kind, path, query={"fieldManager": FIELD_MANAGER}, body=patch, content_type=_MERGE)
 
     async def apply_status(self, kind: Kind, body: Body, status: Body) -> Body:
         """`body` is the object that it is said of; a later version of it, or a successor, is refused with a conflict.

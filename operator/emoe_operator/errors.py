@@ -13,6 +13,7 @@ from emoe.core.errors import EmoeError
 
 NOT_FOUND = 404
 CONFLICT = 409
+INVALID = 422
 
 
 class ApiError(EmoeError):
@@ -73,7 +74,7 @@ class Verdict(enum.StrEnum):
     GONE = "gone"
 
 
-_PERMANENT_STATUS = frozenset({400, 405, 406, 413, 415, 422})
+_PERMANENT_STATUS = frozenset({400, 405, 406, 413, 415, INVALID})
 _GONE_CAUSE = "NamespaceTerminating"
 
 VERDICT_OF: dict[type[EmoeError], Verdict] = {

@@ -17,7 +17,7 @@ from emoe.core.errors import EmoeError
 from emoe_operator import drift
 from emoe_operator.client import KubeApi
 from emoe_operator.desired import Desired, Manifest
-from emoe_operator.errors import ApiError, NameTakenError, StillDeletingError, Verdict, verdict_of
+from emoe_operator.errors import INVALID, ApiError, NameTakenError, StillDeletingError, Verdict, verdict_of
 from emoe_operator.kinds import kind_of
 from emoe_operator.observed import Body, ChildKey, Problem, Resource
 
@@ -124,10 +124,19 @@ class _Run:
                 return
         if applied_before and not self._may_correct(child, memory):
             return
-        answer = await self._api.apply(wanted)
+        answer = await self._put(wanted, standing)
         memory.accepted = _accept(wanted, answer)
         self._answers.append(answer)
         log.info("applied %s %s/%s", child[0], self._resource.namespace, child[1])
+
+    async def _put(self, wanted: Manifest, standing: Body | None) -> Body:
+        try:
+            return await self._api.apply(wanted)
+        except ApiError as error:
+            if standing is None or wanted["kind"] != "Service" or error.status != INVALID:
+                raise
+        await self._api.replace_ports(wanted)
+        return await self._api.apply(wanted)
 
     async def prune(self, child: ChildKey) -> None:
         standing = self._standing.get(child)

@@ -58,12 +58,12 @@ def _judge_ready(situation: Situation, aspects: dict[str, Verdict]) -> Verdict:
     """True only for this very generation, applied and running in full."""
     if not aspects["SpecAccepted"].holds:
         return _as_failure(aspects["SpecAccepted"])
-    if situation.desired.suspended:
-        return fails("Suspended", "spec.suspend is true; set it to false to serve", stuck=True)
     if situation.desired.paused and not _is_applied(situation):
         return _paused()
     if situation.problems:
         return _not_applied(situation.problems)
+    if situation.desired.suspended:
+        return fails("Suspended", "spec.suspend is true; set it to false to serve", stuck=True)
     order = ("ModelReady", "ServicesReady", "WorkersReady", "Available")
     failing = [aspects[kind] for kind in order if not aspects[kind].holds]
     if not failing:
@@ -77,10 +77,10 @@ def _judge_progressing(situation: Situation, aspects: dict[str, Verdict]) -> Ver
         return fails(aspects["SpecAccepted"].reason, "nothing changes before the spec does", stuck=True)
     if situation.desired.paused:
         return _paused()
-    if situation.desired.suspended:
-        return _judge_suspending(situation)
     if situation.problems:
         return _not_applied(situation.problems)
+    if situation.desired.suspended:
+        return _judge_suspending(situation)
     waiting = [aspects[kind] for kind in ("ModelReady", "ServicesReady", "WorkersReady") if not aspects[kind].holds]
     if not waiting:
         return fails("Complete", "everything is as the spec asks")

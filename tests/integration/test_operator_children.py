@@ -78,6 +78,17 @@ async def test_a_child_that_was_edited_is_put_back_and_foreign_fields_stay(kube:
     assert {"name": "MINE", "value": "1"} in main_container(after)["env"]
 
 
+async def test_a_services_port_that_was_edited_is_put_back(kube: KubeObjects) -> None:
+    await make_resource(kube)
+    async with operator_at_work(kube) as metrics:
+        rendered = await kube.until(SERVICES, "tiny", bool)
+        await settled(kube, metrics)
+        [port] = rendered["spec"]["ports"]
+        await kube.merge(SERVICES, "tiny", {"spec": {"ports": [{**port, "port": port["port"] + 1}]}})
+        after = await kube.until(SERVICES, "tiny", lambda body: body["spec"]["ports"] == [port])
+    assert after["metadata"]["uid"] == rendered["metadata"]["uid"]
+
+
 async def test_a_child_that_was_deleted_comes_back(kube: KubeObjects) -> None:
     await make_resource(kube)
     async with operator_at_work(kube) as metrics:

@@ -23,8 +23,12 @@ MIB = 2**20
 PROCESS_BYTES = 430 * MIB
 """Anonymous memory of a worker that has imported torch, transformers and gRPC and holds no model: measured, 412 MiB in
 docs/benchmarks/cpu.md without gRPC, 430 with it."""
-WORK_SPACE_BYTES = 130 * MIB
-"""Buffers of a step, tokenizer, index and threads' stacks beside a small model: measured on the CPU."""
+WORK_SPACE_BYTES = 200 * MIB
+"""Buffers of a step, tokenizer, index and threads' stacks beside a small model: measured on the CPU, 145 to 170 MiB in
+a pod under load."""
+MAPPED_BYTES = 350 * MIB
+"""Pages of the libraries' code that a step touches. They are charged to the pod that reads them first, and one that has
+no room for them reads its code from disk again and again: measured in a pod."""
 GROWTH_DIVISOR = 20
 """A twentieth of all that grows with the model is added for a step's activations and the allocator's rounding. Assumed:
 the geometry does not say how wide the model is."""
@@ -163,7 +167,7 @@ def _kv_bytes(geometry: ModelGeometry, wishes: WorkerWishes) -> int:
 
 
 def _host_of(geometry: ModelGeometry, wishes: WorkerWishes) -> _Host:
-    fixed = PROCESS_BYTES + WORK_SPACE_BYTES
+    fixed = PROCESS_BYTES + WORK_SPACE_BYTES + MAPPED_BYTES
     if wishes.device == "gpu":
         staging = GPU_STAGING_BUFFERS * slot_bytes(geometry.grid)
         passing = min(geometry.base_bytes, MAX_TENSOR_BYTES)

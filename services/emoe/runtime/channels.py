@@ -36,7 +36,7 @@ def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> tuple[tuple[st
         *_SHARED_OPTIONS,
         ("grpc.max_receive_message_length", max_receive_bytes),
         # Below the clients' keepalive interval, or the server would answer pings with ENHANCE_YOUR_CALM.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_PING_INTERVAL_SECONDS * 1000),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_INTERVAL_SECONDS * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
         # Two processes on one port would share its connections without a word.
         ("grpc.so_reuseport", 0),

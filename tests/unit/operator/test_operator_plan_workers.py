@@ -128,7 +128,7 @@ def test_a_device_that_is_only_requested_is_limited_to_the_same() -> None:
 
 
 def test_auto_takes_what_the_limit_leaves() -> None:
-    spec = {"experts": {"memory": "auto"}, "workers": {"resources": {"limits": {"memory": "1Gi"}}}}
+    spec = {"experts": {"memory": "auto"}, "workers": {"resources": {"limits": {"memory": "2Gi"}}}}
     desired = plan(spec)
     assert desired.worker_plan is not None
     assert desired.worker_plan.slots == 64
