@@ -132,7 +132,7 @@ def test_auto_takes_what_the_limit_leaves() -> None:
     desired = plan(spec)
     assert desired.worker_plan is not None
     assert desired.worker_plan.slots == 64
-    assert limits(desired)["memory"] == "1Gi"
+    assert limits(desired)["memory"] == "2Gi"
 
 
 def test_nothing_in_a_rendering_depends_on_the_time_or_on_progress() -> None:
