@@ -13,7 +13,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from emoe.core.capacity import ModelGeometry
+from emoe.core.capacity import ModelGeometry, WorkerPlan
 from emoe.core.errors import EmoeError
 from emoe.core.experts import ExpertGrid
 
@@ -135,8 +135,11 @@ class Problem:
 
 
 class UnservableError(EmoeError):
-    """What was asked for can be read, and cannot be served; `problem` becomes the condition SpecAccepted."""
+    """What was asked for can be read, and cannot be served; `problem` becomes the condition SpecAccepted.
 
-    def __init__(self, reason: str, message: str) -> None:
+    `plan` is the memory plan that cannot be, for its figures."""
+
+    def __init__(self, reason: str, message: str, *, plan: WorkerPlan | None = None) -> None:
         super().__init__(message)
+        self.plan = plan
         self.problem = Problem(reason=reason, message=message)

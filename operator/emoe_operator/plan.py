@@ -67,7 +67,7 @@ def _render(context: Context, observed: Observed, standing: Desired) -> Desired:
         workers = plan_workers(context, standing.geometry) if standing.geometry else None
         children = _children(context, workers)
     except UnservableError as error:
-        return dataclasses.replace(standing, problems=(error.problem,))
+        return dataclasses.replace(standing, problems=(error.problem,), worker_plan=error.plan)
     return dataclasses.replace(
         standing,
         images=context.images,

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from emoe.api.names import child_name
 from emoe.api.status import Images as ImagesStatus
 from emoe.api.status import PlanStatus, Status, WorkerCount
 from emoe.core.capacity import WorkerPlan
@@ -43,13 +44,21 @@ def build_status(
         conditions=conditions,
         address=_address(situation),
         model=describe_model(situation),
-        plan=_describe_plan(desired.worker_plan) if desired.worker_plan else situation.old.plan,
+        plan=_plan(situation),
         residency=describe_residency(situation, max_listed=settings.max_listed_workers),
         workers=WorkerCount(replicas=worker.total, ready=situation.num_ready("worker")),
         replicas=worker.total,
         selector=",".join(f"{key}={value}" for key, value in sorted(selector_labels(resource, "worker").items())),
         images=_images(situation),
     ).to_dict()
+
+
+def _plan(situation: Situation) -> PlanStatus | None:
+    """Of what serves. One that was refused stands there, for its figures, only where no workers have been planned."""
+    wanted, old = situation.desired.worker_plan, situation.old
+    workers = ("Deployment", child_name(situation.resource.name, "worker"))
+    stands = bool(situation.desired.problems) and workers in situation.observed.children
+    return old.plan if wanted is None or stands else _describe_plan(wanted)
 
 
 def worth_patching(

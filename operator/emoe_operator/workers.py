@@ -34,7 +34,7 @@ def plan_workers(context: Context, geometry: Geometry) -> PlannedWorkers:
     wishes = worker_wishes(context.spec.experts, context.spec.workers, resources)
     plan = plan_worker(geometry.shape, wishes)
     if not plan.fits:
-        raise UnservableError(_reason(plan, wishes, geometry), "; ".join(plan.problems))
+        raise UnservableError(_reason(plan, wishes, geometry), "; ".join(plan.problems), plan=plan)
     return PlannedWorkers(plan=plan, deployment=worker_deployment(context, resources, plan))
 
 

@@ -37,12 +37,7 @@ def predictor_deployment(context: Context) -> Manifest:
         environment=[
             *shared_environment(context, "predictor", drain_seconds=_SINGLE_DRAIN_SECONDS),
             variable("EMOE_PREDICTOR_STATE_DIR", STATE_PATH),
-            # The model that ships brings what was learnt of it.
-            *(
-                [variable("EMOE_PREDICTOR_PRIOR", "demo://")]
-                if context.spec.model.parsed_source.scheme == "demo"
-                else []
-            ),
+            *_prior(context),
         ],
         resources=_resources(wanted.resources, context.settings.predictor_resources),
         drain_seconds=_SINGLE_DRAIN_SECONDS,

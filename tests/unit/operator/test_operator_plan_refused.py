@@ -73,3 +73,11 @@ def test_nothing_is_planned_while_the_resource_is_paused() -> None:
     desired = plan_children(paused, observed(children=standing(plan())), settings())
     assert desired.paused
     assert (desired.children, desired.prune, desired.problems) == ((), (), ())
+
+
+def test_a_budget_that_is_too_small_is_told_with_the_plan_and_its_least() -> None:
+    desired = plan({"experts": {"memory": "64Ki"}})
+    assert [problem.reason for problem in desired.problems] == ["ExpertMemoryTooSmall"]
+    assert desired.worker_plan is not None
+    assert desired.worker_plan.min_bytes > 64 * 1024
+    assert desired.children == ()

@@ -287,3 +287,8 @@ def test_a_status_that_nothing_has_changed_is_built_the_same() -> None:
     before = status_of(running())
     later = running(now=NOW + datetime.timedelta(days=1))
     assert status_of(later, resource(status=before)) == before
+
+
+def test_a_budget_refused_before_any_workers_stand_leaves_its_figures_in_the_plan() -> None:
+    status = status_of(observed(model=model_ready()), resource({"experts": {"memory": "64Ki"}}))
+    assert status["plan"]["minBytes"] > 64 * 1024
