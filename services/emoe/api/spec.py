@@ -186,14 +186,14 @@ class FrontDoor(ApiModel):
 
 
 class Rollout(ApiModel):
-    """How workers and schedulers are replaced when the resource changes."""
+    """How workers and schedulers are replaced when the resource changes; schedulers always one more first."""
 
     max_surge: CountOrPercent | None = None
-    """Pods beyond the wanted number. Left out: 1 on CPU, 0 on GPUs, where there may be no spare one."""
+    """Of workers: pods beyond the wanted number. Left out: 1 on CPU, 0 on GPUs, where there may be no spare one."""
     max_unavailable: CountOrPercent | None = None
-    """Pods that may be missing. Left out: 0 on CPU, 1 on GPUs."""
+    """Of workers: pods that may be missing. Left out: 0 on CPU, 1 on GPUs."""
     drain_seconds: int = Field(default=60, ge=0, le=3600)
-    """How long a pod that is told to stop may finish its streams."""
+    """How long a worker or scheduler that is told to stop may finish its streams."""
 
     rules = (
         Rule(
@@ -231,7 +231,7 @@ class Spec(ApiModel):
     service: FrontDoor = FrontDoor()
     """The Service that clients call."""
     rollout: Rollout = Rollout()
-    """How workers and schedulers are replaced when the resource changes."""
+    """How workers and schedulers are replaced when the resource changes; schedulers always one more first."""
     suspend: bool = False
     """Keep the resource, its claims and its learning, but run no pods."""
 
