@@ -1,4 +1,4 @@
-"""A benchmark's report, for people and for programs: columns come from the rows' own fields and their units."""
+"""A benchmark's report, for people and for programs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from emoe.cli.footprint_table import format_bytes
+from emoe.cli.rows_table import build_table, wide_console
 
 if TYPE_CHECKING:
     from emoe.bench.rows import Machine, Report
-
-WIDTH_WITHOUT_TERMINAL = 160
 
 
 def say(line: str) -> None:
@@ -35,13 +30,11 @@ def give(report: Report, json_file: Path | None) -> None:
 
 
 def print_report(report: Report) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    console = wide_console()
     console.print(f"[bold]{report.benchmark}[/] of {Path(report.model).name} ({report.family})")
     console.print(_settings_line(report))
     console.print(_machine_line(report.machine))
-    console.print(_table(report))
+    console.print(build_table(report.rows))
 
 
 def _settings_line(report: Report) -> str:
@@ -58,34 +51,3 @@ def _machine_line(machine: Machine) -> str:
     versions = f"torch {machine.torch}, transformers {machine.transformers}, Python {machine.python}"
     cpus = f"{machine.cpu}, {machine.num_cpus} CPUs, {machine.threads} threads, load {machine.load_average:.1f}"
     return f"{cpus}; {versions}"
-
-
-def _table(report: Report) -> Table:
-    table = Table(box=None, pad_edge=False)
-    names = [field.name for field in dataclasses.fields(report.rows[0]) if field.name != "samples"]
-    for name in names:
-        is_text = isinstance(getattr(report.rows[0], name), str)
-        table.add_column(heading(name), justify="left" if is_text else "right", overflow="fold")
-    for row in report.rows:
-        table.add_row(*(format_figure(name, getattr(row, name)) for name in names))
-    return table
-
-
-def heading(name: str) -> str:
-    """`total_tokens_per_second` -> `total tokens/s`: units stand in the cells or here."""
-    for suffix, unit in (("_tokens_per_second", " tokens/s"), ("_per_second", "/s"), ("_seconds", ""), ("_bytes", "")):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix).replace("_", " ") + unit
-    return name.replace("_", " ")
-
-
-def format_figure(name: str, value: object) -> str:
-    if value is None:
-        return "-"
-    if name.endswith("_bytes") and isinstance(value, int):
-        return f"-{format_bytes(-value)}" if value < 0 else format_bytes(value)
-    if name.endswith("_seconds") and isinstance(value, float):
-        return f"{value * 1000:.1f} ms"
-    if name.endswith("_ratio") and isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)

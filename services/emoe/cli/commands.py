@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from emoe.cli.bench import bench_app
+from emoe.cli.eval import eval_command
 from emoe.cli.reporting import reported_errors
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 serve_app = typer.Typer(help="Start one service in this process.", no_args_is_help=True)
 app.add_typer(serve_app, name="serve")
 app.add_typer(bench_app, name="bench")
+app.command("eval")(eval_command)
 
 SERVE_HELP = {
     "scheduler": "The front door: queues requests and hands each to the worker that suits its task best.",

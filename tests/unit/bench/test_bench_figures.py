@@ -43,9 +43,7 @@ def service_row(path: str, tokens_per_second: float, ttft_p50_seconds: float) ->
 
 
 def read_counters(asked: int, device: int | None) -> ReadCounters:
-    return ReadCounters(
-        num_bytes_needed=0, num_bytes_asked=asked, num_reads=0, num_base_bytes_asked=0, num_device_bytes=device
-    )
+    return ReadCounters(num_bytes_asked=asked, num_reads=0, num_device_bytes=device)
 
 
 def test_an_engine_is_compared_with_the_better_reference_rate_by_rate() -> None:
