@@ -10,7 +10,8 @@ import typer
 
 from emoe.bench.rows import Machine, ReadRow, Report
 from emoe.cli.bench import parse_counts
-from emoe.cli.bench_report import format_figure, give, heading
+from emoe.cli.bench_report import give
+from emoe.cli.rows_table import format_figure, heading
 
 REPORT = Report(
     benchmark="reads",
