@@ -85,6 +85,11 @@ class KubeApi:
         path = kind.path(meta["namespace"], meta["name"])
         await self._call("PATCH", kind, path, query={"fieldManager": FIELD_MANAGER}, body=patch, content_type=_MERGE)
 
+    async def scale_to_zero(self, kind: Kind, namespace: str, name: str) -> Body:
+        """Whatever else stands in it is left."""
+        query, patch = {"fieldManager": FIELD_MANAGER}, {"spec": {"replicas": 0}}
+        return await self._call("PATCH", kind, kind.path(namespace, name), query=query, body=patch, content_type=_MERGE)
+
     async def apply_status(self, kind: Kind, body: Body, status: Body) -> Body:
         """`body` is the object that it is said of; a later version of it, or a successor, is refused with a conflict.
 

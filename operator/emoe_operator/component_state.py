@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from emoe.api.names import Component
-from emoe_operator.conditions import Verdict, fails, holds
-from emoe_operator.diagnosis import is_alive
-from emoe_operator.observed import ModelPhase
+from emoe_operator.conditions import Verdict, fails, first_on_the_way, holds
+from emoe_operator.diagnosis import describe_start, is_alive, is_ready
+from emoe_operator.observed import Body, ModelPhase
 from emoe_operator.rollout import NOTHING, Rollout
 from emoe_operator.situation import Situation
 from emoe_operator.wording import join_messages, one_line
@@ -21,10 +21,9 @@ def judge_services(situation: Situation) -> Verdict:
     failing = {component: verdict for component, verdict in verdicts.items() if not verdict.holds}
     if not failing:
         return holds("ServicesReady", "scheduler, loader and predictor are ready")
-    # What is broken says more than what waits for it.
-    first = min(failing.values(), key=lambda verdict: not verdict.stuck)
+    first = first_on_the_way(failing.values())
     message = join_messages([f"{component}: {verdict.message}" for component, verdict in failing.items()])
-    return fails(first.reason, message, stuck=first.stuck)
+    return fails(first.reason, message, stuck=first.stuck, follows=first.follows)
 
 
 def judge_workers(situation: Situation) -> Verdict:
@@ -39,7 +38,7 @@ def judge_workers(situation: Situation) -> Verdict:
     ready = f"{min(rollout.available, rollout.wanted)} of {rollout.wanted} workers are ready"
     if verdict.holds:
         return holds("WorkersReady", ready)
-    return fails(verdict.reason, join_messages([ready, verdict.message]), stuck=verdict.stuck)
+    return fails(verdict.reason, join_messages([ready, verdict.message]), stuck=verdict.stuck, follows=verdict.follows)
 
 
 def _no_workers_yet(situation: Situation) -> Verdict:
@@ -49,7 +48,8 @@ def _no_workers_yet(situation: Situation) -> Verdict:
             problem.reason, "there are no workers yet, and none are made before the spec is accepted", stuck=True
         )
     if situation.desired.geometry is None:
-        return fails("WaitingForModel", "workers are made once the model's shape is known, for it decides their memory")
+        why = "workers are made once the model's shape is known, for it decides their memory"
+        return fails("WaitingForModel", why, follows=True)
     return fails("Applying", "the workers' Deployment does not stand yet")
 
 
@@ -80,13 +80,22 @@ def _waiting(situation: Situation, component: Component, rollout: Rollout) -> Ve
     if rollout.available >= rollout.wanted and rollout.updated >= rollout.wanted:
         return fails("RollingOut", f"{rollout.total - rollout.updated} pods of an older revision are still to go")
     if component == "loader" and _waits_for_model(situation):
-        return fails("WaitingForModel", "it is ready once the model is fetched; see ModelReady")
+        return fails("WaitingForModel", "it is ready once the model is fetched; see ModelReady", follows=True)
+    if component == "scheduler" and _waits_for_workers(situation):
+        return fails("WaitingForWorkers", "it is ready once a worker is; see WorkersReady", follows=True)
     if rollout.stalled:
         return fails("Stalled", "nothing has moved for long; read the logs of its pods", stuck=True)
-    running = [pod for pod in situation.pods(component) if is_alive(pod) and _runs(pod)]
-    if component == "worker" and running:
+    if component != "worker":
+        return fails("Starting", _starting(situation, component))
+    if running := _running(situation, component):
         return fails("Loading", f"{len(running)} pods run, some of which still load the model or wait for a first plan")
-    return fails("Starting", "its pods are starting")
+    return fails("WaitingForWorkers", _starting(situation, component))
+
+
+def _starting(situation: Situation, component: Component) -> str:
+    pods = [pod for pod in situation.pods(component) if is_alive(pod) and not is_ready(pod)]
+    told = sorted(describe_start(pod) for pod in pods)[:_TOLD_TROUBLES]
+    return join_messages(["its pods are starting", *told])
 
 
 def _waits_for_model(situation: Situation) -> bool:
@@ -94,5 +103,11 @@ def _waits_for_model(situation: Situation) -> bool:
     return view is not None and view.phase is not ModelPhase.READY
 
 
-def _runs(pod: object) -> bool:
-    return isinstance(pod, dict) and pod.get("status", {}).get("phase") == "Running"
+def _waits_for_workers(situation: Situation) -> bool:
+    """A scheduler is ready from the first ready worker on."""
+    return bool(_running(situation, "scheduler")) and not situation.num_ready("worker")
+
+
+def _running(situation: Situation, component: Component) -> list[Body]:
+    pods = (pod for pod in situation.pods(component) if is_alive(pod))
+    return [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Running"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from emoe.api.status import CONDITION_TYPES, Condition
@@ -14,12 +14,14 @@ Truth = Literal["True", "False", "Unknown"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One aspect, judged. `stuck`: not so, and waiting alone will not change it."""
+    """One aspect, judged. `stuck`: not so, and waiting alone will not change it. `follows`: it only waits for another
+    aspect, which says more."""
 
     status: Truth
     reason: str
     message: str
     stuck: bool = False
+    follows: bool = False
 
     @property
     def holds(self) -> bool:
@@ -30,12 +32,17 @@ def holds(reason: str, message: str) -> Verdict:
     return Verdict(status="True", reason=reason, message=message)
 
 
-def fails(reason: str, message: str, *, stuck: bool = False) -> Verdict:
-    return Verdict(status="False", reason=reason, message=message, stuck=stuck)
+def fails(reason: str, message: str, *, stuck: bool = False, follows: bool = False) -> Verdict:
+    return Verdict(status="False", reason=reason, message=message, stuck=stuck, follows=follows)
 
 
 def unknown(reason: str, message: str, *, stuck: bool = False) -> Verdict:
     return Verdict(status="Unknown", reason=reason, message=message, stuck=stuck)
+
+
+def first_on_the_way(failing: Iterable[Verdict]) -> Verdict:
+    """What is broken before what will pass, and last what only waits for something else; else in the order given."""
+    return min(failing, key=lambda verdict: (not verdict.stuck, verdict.follows))
 
 
 def stamp(

@@ -23,13 +23,16 @@ class Images:
 class Desired:
     """`children` are in the order to apply them, `prune` in the order to remove.
 
-    With `problems` nothing is applied or removed: what stands serves on, and SpecAccepted says why. `paused` is the
-    same by the wish of whoever set the annotation.
+    With `problems`, which SpecAccepted tells, they are those of the spec that was accepted last; none if there is no
+    such, and then what stands is left. `paused`: nothing is applied or removed, by the wish of whoever set the
+    annotation. `suspended`: no Deployment may want pods, also one that cannot be applied as it should be.
     """
 
     images: Images | None = None
     children: tuple[Manifest, ...] = ()
     prune: tuple[ChildKey, ...] = ()
+    last_good: tuple[Manifest, ...] = ()
+    """The children of the spec that was accepted before: each stands in for one that the API server refuses."""
     problems: tuple[Problem, ...] = ()
     paused: bool = False
     suspended: bool = False

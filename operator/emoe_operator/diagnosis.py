@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from emoe.api.names import COMPONENT_LABEL
 from emoe_operator.observed import Body
 from emoe_operator.wording import one_line
 
@@ -51,6 +52,25 @@ def diagnose(pod: Body) -> Trouble | None:
     return next((trouble for trouble in found if trouble), None)
 
 
+def describe_start(pod: Body) -> str:
+    """How far a pod is that is not in trouble and not ready yet, with the kubelet's own word for it."""
+    if (_condition(pod, "PodScheduled") or {}).get("status") != "True":
+        return f"{_name(pod)} is not placed on a node yet"
+    containers = [*_statuses(pod, "initContainerStatuses"), *_statuses(pod, "containerStatuses")]
+    reason = next((str(said) for one in containers if (said := _state(one, "waiting").get("reason"))), "")
+    if reason:
+        return f"{_name(pod)}: {reason}{_what_is_made(pod, reason)}"
+    return f"{_name(pod)} runs" if containers else f"{_name(pod)} is taken up by its node"
+
+
+def _what_is_made(pod: Body, reason: str) -> str:
+    """The kubelet has one word for a sandbox that is made and for an image that is pulled after it."""
+    sandbox = _condition(pod, "PodReadyToStartContainers")
+    if reason != "ContainerCreating" or sandbox is None:
+        return ""
+    return " (its image is pulled)" if sandbox.get("status") == "True" else " (its volumes and network are made)"
+
+
 def _placing(pod: Body) -> Trouble | None:
     placed = _condition(pod, "PodScheduled")
     if placed is None or placed.get("status") != "False" or placed.get("reason") != "Unschedulable":
@@ -89,8 +109,8 @@ def _memory(pod: Body, container: Body) -> Trouble | None:
         return None
     limit = _limit(pod, container)
     message = (
-        f"{_name(pod)} was killed for using more memory than its limit{limit}: raise resources.limits.memory, or lower "
-        "what it holds (for workers: experts.memory, workers.maxContext, workers.maxConcurrency)"
+        f"{_name(pod)} was killed for using more memory than its limit{limit}: raise "
+        f"{_fields_of(pod)}.resources.limits.memory{_instead(pod)}"
     )
     return Trouble(reason="OutOfMemory", message=message, stuck=True, rank=10)
 
@@ -125,6 +145,21 @@ def _limit(pod: Body, container: Body) -> str:
     spec: Body = next((one for one in specs if one["name"] == container["name"]), {})
     limit = ((spec.get("resources") or {}).get("limits") or {}).get("memory")
     return f" of {limit}" if limit else ""
+
+
+def _fields_of(pod: Body) -> str:
+    """Where the spec speaks of it."""
+    component = _component(pod)
+    return "spec.workers" if component == "worker" else f"spec.services.{component}"
+
+
+def _instead(pod: Body) -> str:
+    held = "spec.experts.memory, spec.workers.maxContext or spec.workers.maxConcurrency"
+    return f", or lower {held}" if _component(pod) == "worker" else ""
+
+
+def _component(pod: Body) -> str:
+    return str((pod["metadata"].get("labels") or {}).get(COMPONENT_LABEL, ""))
 
 
 def _name(pod: Body) -> str:

@@ -28,7 +28,7 @@ _UNTOLD_TYPES = frozenset({"Progressing"})
 _WAITING_REASONS = frozenset(
     {
         *("Applying", "RollingOut", "Starting", "Loading", "LoaderNotAnswering", "NoWorkerReady", "NoSchedulerReady"),
-        *("WaitingForModel", "ModelResolving", "ModelFetching", "ModelVerifying"),
+        *("WaitingForModel", "WaitingForWorkers", "ModelResolving", "ModelFetching", "ModelVerifying"),
         *("Suspended", "ScaledToZero", "Paused"),
     }
 )

@@ -62,13 +62,20 @@ class Executor:
         self._memories: dict[str, dict[ChildKey, _Memory]] = {}
 
     async def carry_out(self, resource: Resource, desired: Desired, standing: Mapping[ChildKey, Body]) -> Outcome:
-        if desired.paused or desired.problems:
+        if desired.paused:
             return Outcome()
         run = _Run(self._api, resource, standing, self._memories.setdefault(resource.uid, {}))
+        last_good = {_key(manifest): manifest for manifest in desired.last_good}
         for manifest in desired.children:
-            await run.attempt(manifest["kind"], manifest["metadata"]["name"], run.apply(manifest))
-        for kind, name in desired.prune:
-            await run.attempt(kind, name, run.prune((kind, name)))
+            key = _key(manifest)
+            error = await run.attempt(key, run.apply(manifest))
+            if _is_refused(error) and key in last_good:
+                await run.attempt(key, run.apply(last_good[key]))
+        for child in desired.prune:
+            await run.attempt(child, run.prune(child))
+        if desired.suspended:
+            for child in run.left_running(but=desired.prune):
+                await run.attempt(child, run.stop(child))
         return run.outcome()
 
     def forget(self, uids: set[str]) -> None:
@@ -91,13 +98,17 @@ class _Run:
         self._problems: list[Problem] = []
         self._verdicts: set[Verdict] = set()
         self._again_seconds: float | None = None
+        self._done: set[ChildKey] = set()
 
-    async def attempt(self, kind: str, name: str, step: Coroutine[Any, Any, None]) -> None:
+    async def attempt(self, child: ChildKey, step: Coroutine[Any, Any, None]) -> EmoeError | None:
         try:
             await step
         except EmoeError as error:
             self._verdicts.add(verdict_of(error))
-            self._problems.append(Problem(reason=_reason(error), message=f"{kind} {name}: {error}"))
+            self._problems.append(Problem(reason=_reason(error), message=f"{child[0]} {child[1]}: {error}"))
+            return error
+        self._done.add(child)
+        return None
 
     def outcome(self) -> Outcome:
         worst = next((v for v in (Verdict.GONE, Verdict.TEMPORARY, Verdict.PERMANENT) if v in self._verdicts), None)
@@ -109,7 +120,7 @@ class _Run:
         )
 
     async def apply(self, manifest: Manifest) -> None:
-        child = (manifest["kind"], manifest["metadata"]["name"])
+        child = _key(manifest)
         wanted = drift.with_hash(manifest)
         memory = self._memories.setdefault(child, _Memory())
         standing = self._standing.get(child)
@@ -149,6 +160,15 @@ class _Run:
         await self._api.delete(kind_of(child[0]), self._resource.namespace, child[1], uid=uid)
         log.info("removed %s %s/%s", child[0], self._resource.namespace, child[1])
 
+    def left_running(self, *, but: tuple[ChildKey, ...]) -> list[ChildKey]:
+        """Deployments of this resource that still want pods, because their rendering could not be applied or made."""
+        unseen = (child for child in self._standing if child not in self._done and child not in but)
+        return [child for child in unseen if _wants_pods(child, self._standing[child], self._resource)]
+
+    async def stop(self, child: ChildKey) -> None:
+        self._answers.append(await self._api.scale_to_zero(kind_of(child[0]), self._resource.namespace, child[1]))
+        log.info("scaled %s %s/%s to nothing", child[0], self._resource.namespace, child[1])
+
     def _may_correct(self, child: ChildKey, memory: _Memory) -> bool:
         now = asyncio.get_running_loop().time()
         recent = [when for when in memory.corrections if now - when < CORRECTIONS_SECONDS]
@@ -160,6 +180,19 @@ class _Run:
         self._problems.append(Problem(reason="Contested", message=message))
         self._again_seconds = CORRECTIONS_SECONDS
         return False
+
+
+def _key(manifest: Manifest) -> ChildKey:
+    return manifest["kind"], manifest["metadata"]["name"]
+
+
+def _is_refused(error: EmoeError | None) -> bool:
+    return isinstance(error, ApiError) and error.status == INVALID
+
+
+def _wants_pods(child: ChildKey, standing: Body, resource: Resource) -> bool:
+    wanted = (standing.get("spec") or {}).get("replicas", 1)
+    return child[0] == "Deployment" and wanted != 0 and _controller_uid(standing) == resource.uid
 
 
 def _check_ours(standing: Body, resource: Resource) -> None:

@@ -1,7 +1,7 @@
 """The plan: a resource and what is observed of it in, the children that should stand out. Pure: no clock, no API.
 
-A resource that cannot be served (refused spec, folder not allowed, memory that cannot do) plans nothing: what stands
-serves on, and `problems` says why.
+For a resource that cannot be served (refused spec, folder not allowed, memory that cannot do) `problems` says why, and
+the children are those of the spec that was accepted last.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 from emoe.api.resource import MoEDeployment
 from emoe.api.spec import Spec
 from emoe.core.errors import InvalidResourceError
+from emoe_operator.accepted import recall_accepted, wants_suspension
 from emoe_operator.desired import Desired, Manifest
 from emoe_operator.images import choose_images
 from emoe_operator.manifests.accounts import ca_bundle, model_revision, service_account
@@ -26,11 +27,11 @@ from emoe_operator.manifests.network import network_policies
 from emoe_operator.manifests.services import services
 from emoe_operator.manifests.storage import claims
 from emoe_operator.manifests.workloads import disruption_budget
-from emoe_operator.observed import Observed, Problem, Resource, UnservableError
+from emoe_operator.observed import Geometry, Observed, Resource, UnservableError
 from emoe_operator.prune import to_prune
-from emoe_operator.recorded import known_geometry, resolved_revision
+from emoe_operator.recorded import known_geometry, recorded_status, resolved_revision
 from emoe_operator.settings import OperatorSettings
-from emoe_operator.workers import PlannedWorkers, plan_workers
+from emoe_operator.workers import PlannedWorkers, plan_workers, refuse_unplannable
 
 MAIN_REVISION = "main"
 """What a hub serves when nobody asks for a revision."""
@@ -41,19 +42,15 @@ def plan_children(resource: Resource, observed: Observed, settings: OperatorSett
     if resource.annotations.get(PAUSE_ANNOTATION) == "true":
         return dataclasses.replace(standing, paused=True)
     try:
-        spec = parse_spec(resource)
-    except InvalidResourceError as error:
-        return dataclasses.replace(standing, problems=(Problem(reason="InvalidSpec", message=str(error)),))
-    if problem := _host_path_problem(spec, settings):
-        return dataclasses.replace(standing, problems=(problem,))
-    context = Context(
-        resource=resource,
-        spec=spec,
-        settings=settings,
-        images=choose_images(resource, observed, settings),
-        revision=resolved_revision(resource, observed) or spec.model.revision or MAIN_REVISION,
-    )
-    return _render(context, observed, standing)
+        context = _context(resource, observed, settings)
+        desired = _render(context, observed, standing, _plan_workers(context, standing.geometry))
+    except UnservableError as error:
+        kept = _keep(resource, observed, settings, standing)
+        return dataclasses.replace(kept, images=None, problems=(error.problem,), worker_plan=error.plan)
+    accepted = recorded_status(resource).accepted
+    if accepted is None or accepted.generation == resource.generation:
+        return desired
+    return dataclasses.replace(desired, last_good=_keep(resource, observed, settings, standing).children)
 
 
 def parse_spec(resource: Resource) -> Spec:
@@ -62,12 +59,53 @@ def parse_spec(resource: Resource) -> Spec:
     return MoEDeployment.parse({"metadata": metadata, "spec": resource.spec}).spec
 
 
-def _render(context: Context, observed: Observed, standing: Desired) -> Desired:
+def _keep(resource: Resource, observed: Observed, settings: OperatorSettings, standing: Desired) -> Desired:
+    """What the spec that was accepted last comes to; nothing, where it is not known or could not be served any more."""
+    nothing = dataclasses.replace(standing, suspended=wants_suspension(resource))
+    before = recall_accepted(resource)
+    if before is None:
+        return nothing
     try:
-        workers = plan_workers(context, standing.geometry) if standing.geometry else None
-        children = _children(context, workers)
-    except UnservableError as error:
-        return dataclasses.replace(standing, problems=(error.problem,), worker_plan=error.plan)
+        context = _context(before, observed, settings)
+        return _render(context, observed, standing, _keep_workers(context, standing.geometry))
+    except UnservableError:
+        return nothing
+
+
+def _context(resource: Resource, observed: Observed, settings: OperatorSettings) -> Context:
+    """UnservableError for a spec that cannot be served whatever the model is."""
+    try:
+        spec = parse_spec(resource)
+    except InvalidResourceError as error:
+        raise UnservableError("InvalidSpec", str(error)) from error
+    _check_host_path(spec, settings)
+    return Context(
+        resource=resource,
+        spec=spec,
+        settings=settings,
+        images=choose_images(resource, observed, settings),
+        revision=resolved_revision(resource, observed) or spec.model.revision or MAIN_REVISION,
+    )
+
+
+def _plan_workers(context: Context, geometry: Geometry | None) -> PlannedWorkers | None:
+    """None before the model's shape is known."""
+    if geometry is None:
+        refuse_unplannable(context)
+        return None
+    return plan_workers(context, geometry)
+
+
+def _keep_workers(context: Context, geometry: Geometry | None) -> PlannedWorkers | None:
+    """A spec is accepted before the model's shape is known, and refused then: it has services without workers."""
+    try:
+        return _plan_workers(context, geometry)
+    except UnservableError:
+        return None
+
+
+def _render(context: Context, observed: Observed, standing: Desired, workers: PlannedWorkers | None) -> Desired:
+    children = _children(context, workers)
     return dataclasses.replace(
         standing,
         images=context.images,
@@ -97,15 +135,15 @@ def _children(context: Context, workers: PlannedWorkers | None) -> list[Manifest
     ]
 
 
-def _host_path_problem(spec: Spec, settings: OperatorSettings) -> Problem | None:
+def _check_host_path(spec: Spec, settings: OperatorSettings) -> None:
     if spec.cache is None or spec.cache.host_path is None:
-        return None
+        return
     wanted = PurePosixPath(spec.cache.host_path)
     if any(wanted.is_relative_to(allowed) for allowed in settings.host_paths):
-        return None
+        return
     allowed = ", ".join(settings.host_paths) or "none"
-    return Problem(
-        reason="HostPathNotAllowed",
-        message=f"spec.cache.hostPath {wanted} is not below a folder that the operator allows ({allowed}); choose one "
+    raise UnservableError(
+        "HostPathNotAllowed",
+        f"spec.cache.hostPath {wanted} is not below a folder that the operator allows ({allowed}); choose one "
         "of those, use claimName or size, or have it added to the chart's hostPaths",
     )

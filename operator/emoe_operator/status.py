@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from emoe.api.names import child_name
+from emoe.api.status import AcceptedSpec, PlanStatus, Status, WorkerCount
 from emoe.api.status import Images as ImagesStatus
-from emoe.api.status import PlanStatus, Status, WorkerCount
 from emoe.core.capacity import WorkerPlan
-from emoe_operator.conditions import stamp
+from emoe_operator.accepted import record_accepted
+from emoe_operator.conditions import Verdict, stamp
 from emoe_operator.desired import Desired
 from emoe_operator.manifests.identity import selector_labels
 from emoe_operator.model_state import describe_model
@@ -38,7 +39,8 @@ def build_status(
     """`problems` are the executor's, `desired.problems` the plan's. As YAML has it, for the status subresource."""
     situation = survey(resource, observed, desired, problems)
     worker = situation.rollouts["worker"]
-    conditions = stamp(judge(situation), situation.old.conditions, generation=resource.generation, now=observed.now)
+    verdicts = judge(situation)
+    conditions = stamp(verdicts, situation.old.conditions, generation=resource.generation, now=observed.now)
     return Status(
         observed_generation=resource.generation,
         conditions=conditions,
@@ -50,6 +52,7 @@ def build_status(
         replicas=worker.total,
         selector=",".join(f"{key}={value}" for key, value in sorted(selector_labels(resource, "worker").items())),
         images=_images(situation),
+        accepted=_accepted(situation, verdicts["SpecAccepted"]),
     ).to_dict()
 
 
@@ -96,6 +99,12 @@ def _images(situation: Situation) -> ImagesStatus | None:
     if images is None:
         return situation.old.images
     return ImagesStatus(control=images.control, worker=images.worker, generation=situation.resource.generation)
+
+
+def _accepted(situation: Situation, verdict: Verdict) -> AcceptedSpec | None:
+    """While nothing is planned, as it was: a paused resource's spec has not been looked at."""
+    is_planned = situation.desired.images is not None
+    return record_accepted(situation.resource) if is_planned and verdict.holds else situation.old.accepted
 
 
 def _describe_plan(plan: WorkerPlan) -> PlanStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emoe_operator.component_state import judge_services, judge_workers
-from emoe_operator.conditions import Verdict, fails, holds
+from emoe_operator.conditions import Verdict, fails, first_on_the_way, holds
 from emoe_operator.model_state import judge_model
 from emoe_operator.observed import Problem
 from emoe_operator.situation import Situation
@@ -11,7 +11,6 @@ from emoe_operator.wording import join_messages, one_line
 
 _REFUSED_BY_SERVER = "Invalid"
 """The API server's own word for an object that no retry will make good: the spec asked for it."""
-_STANDS = "what stood before is left as it was"
 
 
 def judge(situation: Situation) -> dict[str, Verdict]:
@@ -34,13 +33,22 @@ def judge_spec(situation: Situation) -> Verdict:
     desired = situation.desired
     if desired.problems:
         message = join_messages([problem.message for problem in desired.problems])
-        return fails(desired.problems[0].reason, f"{message}; {_STANDS}", stuck=True)
+        return fails(desired.problems[0].reason, f"{message}; {_meanwhile(situation)}", stuck=True)
     refused = [one_line(problem.message) for problem in situation.problems if problem.reason == _REFUSED_BY_SERVER]
     if refused:
         return fails("Rejected", f"the API server refuses what the spec asks for: {join_messages(refused)}", stuck=True)
     if desired.geometry is None:
         return holds("Accepted", "the spec is accepted; its memory is checked once the model's shape is known")
     return holds("Accepted", "the spec is accepted, and the model fits it")
+
+
+def _meanwhile(situation: Situation) -> str:
+    accepted, desired = situation.old.accepted, situation.desired
+    if desired.suspended:
+        return "no pod runs meanwhile, as spec.suspend asks"
+    if accepted is None or accepted.generation == situation.resource.generation or not desired.children:
+        return "what stands is left as it is"
+    return f"generation {accepted.generation}, which was accepted last, is kept meanwhile"
 
 
 def _judge_available(situation: Situation) -> Verdict:
@@ -68,13 +76,14 @@ def _judge_ready(situation: Situation, aspects: dict[str, Verdict]) -> Verdict:
     failing = [aspects[kind] for kind in order if not aspects[kind].holds]
     if not failing:
         return holds("Serving", "the model is served as the spec asks")
-    # A broken pod is the cause, whatever else waits for it.
-    return _as_failure(min(failing, key=lambda verdict: not verdict.stuck))
+    return _as_failure(first_on_the_way(failing))
 
 
 def _judge_progressing(situation: Situation, aspects: dict[str, Verdict]) -> Verdict:
     if not aspects["SpecAccepted"].holds:
-        return fails(aspects["SpecAccepted"].reason, "nothing changes before the spec does", stuck=True)
+        if situation.desired.suspended and situation.num_alive():
+            return _judge_suspending(situation)
+        return fails(aspects["SpecAccepted"].reason, "the spec is taken up once it is changed", stuck=True)
     if situation.desired.paused:
         return _paused()
     if situation.problems:
@@ -84,7 +93,7 @@ def _judge_progressing(situation: Situation, aspects: dict[str, Verdict]) -> Ver
     waiting = [aspects[kind] for kind in ("ModelReady", "ServicesReady", "WorkersReady") if not aspects[kind].holds]
     if not waiting:
         return fails("Complete", "everything is as the spec asks")
-    first = min(waiting, key=lambda verdict: not verdict.stuck)
+    first = first_on_the_way(waiting)
     return _as_failure(first) if first.stuck else holds(first.reason, first.message)
 
 

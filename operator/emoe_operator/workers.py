@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from emoe.api.pods import Resources
 from emoe.api.services import Workers
 from emoe.api.wishes import worker_wishes
-from emoe.core.capacity import WorkerPlan, WorkerWishes, plan_worker
+from emoe.core.capacity import WorkerPlan, WorkerWishes, plan_worker, why_auto_cannot_be
 from emoe_operator.desired import Manifest
 from emoe_operator.manifests.context import Context
 from emoe_operator.manifests.deployments import worker_deployment
@@ -38,6 +38,13 @@ def plan_workers(context: Context, geometry: Geometry) -> PlannedWorkers:
     return PlannedWorkers(plan=plan, deployment=worker_deployment(context, resources, plan))
 
 
+def refuse_unplannable(context: Context) -> None:
+    """UnservableError for wishes that no model's geometry will make plannable."""
+    wishes = worker_wishes(context.spec.experts, context.spec.workers, wanted_resources(context.spec.workers))
+    if why := why_auto_cannot_be(wishes):
+        raise UnservableError("MemoryNotPlannable", why)
+
+
 def wanted_resources(workers: Workers) -> Resources:
     """Of the main container: the resource's own field, and what the pod template says over it."""
     template = workers.pod_template.spec if workers.pod_template else {}
@@ -56,7 +63,7 @@ def wanted_resources(workers: Workers) -> Resources:
 def _reason(plan: WorkerPlan, wishes: WorkerWishes, geometry: Geometry) -> str:
     if not all(geometry.grid.contains(expert) for expert in wishes.pinned):
         return "UnknownPinnedExperts"
-    if wishes.memory.is_auto and (wishes.memory_limit_bytes is None or wishes.device == "gpu"):
+    if why_auto_cannot_be(wishes):
         return "MemoryNotPlannable"
     if plan.resident_bytes < plan.min_bytes and not wishes.memory.is_auto:
         return "ExpertMemoryTooSmall"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ import yaml
 from support import charts
 
 from emoe.api.resource import MoEDeployment
+from emoe.v1 import worker_pb2
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     path.name: yaml.safe_load(path.read_text()) for path in sorted(charts.EXAMPLES.glob("*.yaml"))
 }
 MODELS = {name: example for name, example in EXAMPLES.items() if example["kind"] == "MoEDeployment"}
 SCALERS = ("hpa.yaml", "keda.yaml")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_says_first_what_has_to_be_there(name: str) -> None:
+    comment, _, _ = (charts.EXAMPLES / name).read_text().partition("apiVersion:")
+    assert re.search(r"^# Needs: \S", comment, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -34,6 +42,15 @@ def test_scalers_scale_the_workers_of_an_example(name: str) -> None:
     assert identity(target["apiVersion"], target["kind"], target["name"]) in {
         identity(m["apiVersion"], m["kind"], m["metadata"]["name"]) for m in MODELS.values()
     }
+
+
+def test_the_query_counts_the_requests_of_the_resource_that_it_scales() -> None:
+    spec = EXAMPLES["keda.yaml"]["spec"]
+    (trigger,) = spec["triggers"]
+    labels = dict(re.findall(r'(\w+)="([^"]*)"', trigger["metadata"]["query"]))
+    service = worker_pb2.DESCRIPTOR.services_by_name["WorkerService"]
+    assert labels["emoe_moedeployment"] == spec["scaleTargetRef"]["name"]
+    assert labels["span_name"] == f"{service.full_name}/{service.methods_by_name['Generate'].name}"
 
 
 def identity(api_version: str, kind: str, name: str) -> tuple[str, str, str]:

@@ -6,7 +6,11 @@ Building is done by the tests of the cluster.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,8 +58,25 @@ def instructions(target: str) -> list[Instruction]:
     return [*all_stages.get(source, []), *all_stages[target]]
 
 
+def copied_dependencies(target: str) -> list[str]:
+    """Files of the stage `locked` that come into the image."""
+    return [i.rest.split()[1] for i in instructions(target) if i.word == "COPY" and i.rest.startswith("--from=locked ")]
+
+
+def export_command(target: str) -> list[str]:
+    """What writes the list of what the target installs."""
+    (file,) = copied_dependencies(target)
+    locked = stages(TARGETS[target])["locked"]
+    (export,) = [i.rest.removeprefix("EXPORT=").strip('"') for i in locked if i.word == "ENV"]
+    commands = [command.split() for i in locked if i.word == "RUN" for command in i.rest.split(" && ")]
+    (command,) = [command for command in commands if command[-2:] == ["--output-file", file]]
+    assert command[0] == "$EXPORT"
+    return [*export.split(), *command[1:]]
+
+
 def extras(target: str) -> set[str]:
-    return {extra for i in instructions(target) for extra in re.findall(r"--extra (\S+)", i.rest)}
+    words = export_command(target)
+    return {extra for option, extra in itertools.pairwise(words) if option == "--extra"}
 
 
 def installed(target: str) -> set[str]:
@@ -102,17 +123,52 @@ def test_an_image_has_what_it_needs_and_not_what_others_need(target: str, presen
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_dependencies_come_from_the_lock_and_without_our_code(target: str) -> None:
-    (sync,) = [i for i in instructions(target) if "uv sync" in i.rest]
-    for option in ("--frozen", "--no-install-project", "--no-default-groups", "--compile-bytecode"):
-        assert option in sync.rest
+    assert {"--frozen", "--no-emit-project", "--no-default-groups"} <= set(export_command(target))
+    (install,) = [i.rest.split() for i in instructions(target) if "uv pip sync" in i.rest]
+    assert {"--require-hashes", "--compile-bytecode"} <= set(install)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_last_layer_is_our_code_and_nothing_before_it_changes_with_the_code(target: str) -> None:
     *earlier, last = instructions(target)
     assert last == Instruction(word="COPY", rest=f"--from=code --chown=${{CODE_OWNER}} /code {PACKAGES}")
-    copied = {source for i in earlier if i.word in {"COPY", "ADD"} for source in i.rest.split()[:-1]}
-    assert copied == {"pyproject.toml", "uv.lock"}
+    copied = [source for i in earlier if i.word in {"COPY", "ADD"} for source in i.rest.split()[:-1]]
+    assert copied == ["--from=locked", *copied_dependencies(target)]
+
+
+CHANGES = {
+    "a rule of the linter": ("pyproject.toml", "line-length = 120", "line-length = 99"),
+    "a dependency of the developers": ("pyproject.toml", '"ruff>=', '"ruff>'),
+    "a version of ours": (
+        "uv.lock",
+        f'name = "emoe"\nversion = "{charts.distribution_version()}"',
+        'name = "emoe"\nversion = "99"',
+    ),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_that_changes_no_dependency_installs_nothing_again(
+    target: str, change: tuple[str, str, str], tmp_path: Path
+) -> None:
+    for name in ("pyproject.toml", "uv.lock"):
+        shutil.copy(charts.ROOT / name, tmp_path)
+    before = exported(target, tmp_path)
+    name, old, new = change
+    text = (tmp_path / name).read_text()
+    assert old in text
+    (tmp_path / name).write_text(text.replace(old, new))
+    assert exported(target, tmp_path) == before
+    assert "--hash=sha256:" in before
+
+
+def exported(target: str, project: Path) -> str:
+    """What the builder's uv would write, by ours."""
+    places = os.pathsep.join([str(charts.ROOT / ".cache" / "uv" / "bin"), os.environ["PATH"]])
+    uv = shutil.which("uv", path=places) or pytest.skip("uv is neither in .cache/uv nor on the PATH")
+    options = export_command(target)[1:-2]
+    return subprocess.run([uv, *options], cwd=project, stdout=subprocess.PIPE, text=True, timeout=30, check=True).stdout
 
 
 @pytest.mark.parametrize("target", TARGETS)

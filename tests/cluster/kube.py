@@ -127,11 +127,6 @@ class Kube:
 
     def wait_ready(self, resource: str, *, seconds: float = READY_SECONDS) -> Body:
         """The resource once it is Ready as of its newest spec."""
-
-        def is_ready(body: Body) -> bool:
-            ready = next((c for c in body.get("status", {}).get("conditions", []) if c["type"] == "Ready"), {})
-            return ready.get("status") == "True" and ready.get("observedGeneration") == body["metadata"]["generation"]
-
         return wait_until(lambda: self.get("moed", resource), is_ready, seconds=seconds, what=f"{resource} is Ready")
 
     def wait_gone(self, resource: str, *, seconds: float) -> float:
@@ -150,6 +145,13 @@ class Kube:
             seconds=seconds,
             what=f"{num} pods of {resource}'s {component} ready",
         )
+
+
+def is_ready(resource: Body) -> bool:
+    """As of its newest spec."""
+    conditions: list[Body] = resource.get("status", {}).get("conditions", [])
+    ready = next((one for one in conditions if one["type"] == "Ready"), {})
+    return ready.get("status") == "True" and ready.get("observedGeneration") == resource["metadata"]["generation"]
 
 
 def is_pod_ready(pod: Body) -> bool:

@@ -36,6 +36,8 @@ def limits(**amounts: Any) -> dict[str, Any]:
 SOURCE = ("spec.model.source", "hf://ORGANISATION/NAME", "demo://")
 MEMORY = ("spec.experts.memory", "25%", "8Gi")
 CACHE = ("spec.cache", "exactly one of claimName")
+ENDPOINT = ("spec.tracing.endpoint", "a port", "http://otel-collector.monitoring:4317")
+GPU = {"nvidia.com/gpu": 1}
 TASK_NAME = ("spec.tasks[0].name", "legal-qa")
 
 REFUSED = (
@@ -61,6 +63,16 @@ REFUSED = (
     Case("memory of a few bytes", spec(experts={"memory": 25}), MEMORY),
     Case("memory in thousandths", spec(experts={"memory": "8000m"}), MEMORY),
     Case("negative memory", spec(experts={"memory": "-8Gi"}), MEMORY),
+    Case(
+        "memory auto on a GPU",
+        spec(experts={"memory": "auto"}, workers={"resources": {"limits": GPU}}),
+        ("spec.experts.memory", "25%", "GPU"),
+    ),
+    Case(
+        "memory auto on a part of a GPU",
+        spec(experts={"memory": "auto"}, workers={"resources": {"requests": {"nvidia.com/mig-1g.10gb": "1"}}}),
+        ("spec.experts.memory", "25%", "GPU"),
+    ),
     Case("unknown miss policy", spec(experts={"missPolicy": "drop"}), ("spec.experts.missPolicy", "reroute", "load")),
     Case("unknown strategy", spec(experts={"strategy": "magic"}), ("spec.experts.strategy", "emoe")),
     Case("eviction beside reroute", spec(experts={"eviction": "lru"}), ("eviction", "missPolicy: load")),
@@ -125,8 +137,11 @@ REFUSED = (
     Case(
         "tracing without a scheme",
         spec(tracing={"endpoint": "otel:4317"}),
-        ("spec.tracing.endpoint", "http://otel-collector"),
+        ENDPOINT,
     ),
+    Case("tracing without a port", spec(tracing={"endpoint": "http://otel"}), ENDPOINT),
+    Case("tracing with a port that is none", spec(tracing={"endpoint": "http://otel:65536"}), ENDPOINT),
+    Case("tracing by HTTP", spec(tracing={"endpoint": "http://otel:4318/v1/traces"}), ENDPOINT),
     Case(
         "more than every request traced",
         spec(tracing={"endpoint": "http://otel:4317", "samplingRatio": 1.5}),
@@ -166,10 +181,12 @@ ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("pinned experts", spec(experts={"pinned": [{"layer": 0, "experts": [0, 3]}, {"layer": 5, "experts": [1]}]})),
     ("tasks", spec(tasks=[{"name": "code", "slo": {"ttftSeconds": 1, "tpotSeconds": 0.05}}, {"name": "legal-qa"}])),
     ("no workers", spec(workers={"replicas": 0})),
-    ("a GPU", limits(**{"nvidia.com/gpu": 1, "memory": "16Gi"})),
+    ("a GPU", limits(**GPU, memory="16Gi")),
+    ("no GPU", spec(experts={"memory": "auto"}, workers={"resources": {"limits": {"nvidia.com/gpu": 0}}})),
     ("a claim of one's own", spec(cache={"claimName": "models"})),
     ("a claim to make", spec(cache={"size": "20Gi", "accessMode": "ReadWriteMany", "retain": False})),
     ("a node path", spec(cache={"hostPath": "/var/lib/models"})),
+    ("tracing by TLS", spec(tracing={"endpoint": "https://[::1]:4317/"})),
     ("tracing", spec(tracing={"endpoint": "http://otel-collector.monitoring:4317", "samplingRatio": 0})),
     ("a rollout in shares", spec(rollout={"maxSurge": "25%", "maxUnavailable": 0})),
     (

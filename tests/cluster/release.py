@@ -1,9 +1,15 @@
-"""The chart as a platform engineer installs it: one release, the images of this run, and the operator's pods."""
+"""The chart as a platform engineer installs it: one release, the images of this run, and the operator's pods.
+
+Also what an older version of the chart may have been, for upgrades.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import kube as k
@@ -26,11 +32,25 @@ def image_options(images: str) -> list[str]:
     return options
 
 
+def package_older(folder: Path, *, version: str, without_column: str) -> Path:
+    """The chart as a package of an older version, whose type has a printer column less."""
+    chart = folder / CHART.name
+    shutil.copytree(CHART, chart)
+    crd = chart / "templates" / "crd.yaml"
+    older, num_cut = re.subn(rf"^    - name: {without_column}\n(      .*\n)+", "", crd.read_text(), flags=re.MULTILINE)
+    assert num_cut == 1, f"the type has no column {without_column}"
+    crd.write_text(older)
+    versions = (f"--version={version}", f"--app-version={version}")
+    k.run("helm", "package", str(chart), *versions, f"--destination={folder}")
+    return folder / f"{CHART.name}-{version}.tgz"
+
+
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """`options` are helm's, beside those that name the images."""
+    """`options` are helm's, beside those that name the images; `chart` is a folder or a package."""
 
     name: str = "emoe"
+    chart: Path = CHART
     options: tuple[str, ...] = ()
 
     @property
@@ -40,7 +60,7 @@ class Release:
     def install(self, *options: str) -> None:
         """Installs or upgrades; returns when the operator is ready."""
         k.run(
-            *("helm", "upgrade", "--install", self.name, str(CHART), f"--namespace={SYSTEM_NAMESPACE}"),
+            *("helm", "upgrade", "--install", self.name, str(self.chart), f"--namespace={SYSTEM_NAMESPACE}"),
             *("--create-namespace", "--wait", f"--timeout={INSTALL_SECONDS:.0f}s"),
             *image_options(os.environ["EMOE_IMAGES"]),
             *self.options,
@@ -59,6 +79,11 @@ class Release:
             *("helm", "uninstall", self.name, f"--namespace={SYSTEM_NAMESPACE}", "--wait", "--timeout=120s"),
             seconds=150,
         )
+
+    def history(self) -> list[tuple[int, str, str]]:
+        """Revision, status and chart of each."""
+        told = k.run("helm", "history", self.name, f"--namespace={SYSTEM_NAMESPACE}", "--output=json")
+        return [(one["revision"], one["status"], one["chart"]) for one in json.loads(told)]
 
     def operator_pods(self) -> list[k.Body]:
         pods = self.system.select("pods", OPERATOR_SELECTOR)

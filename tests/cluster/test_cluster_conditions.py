@@ -91,6 +91,15 @@ def test_a_claim_that_is_not_there(kube: k.Kube) -> None:
         check_not_ready(kube, "unclaimed", "nowhere")
 
 
+def test_a_worker_that_only_starts_is_named_and_not_the_scheduler_that_waits_for_it(kube: k.Kube) -> None:
+    main = {"name": "main", "volumeMounts": [{"name": "late", "mountPath": "/late"}]}
+    late = {"containers": [main], "volumes": [{"name": "late", "configMap": {"name": "not-yet"}}]}
+    with applied(kube, "starts", workers={"podTemplate": {"spec": late}}):
+        told = kube.wait_condition("starts", "Ready", reason="WaitingForWorkers", seconds=TOLD_SECONDS)
+        assert "ContainerCreating (its volumes and network are made)" in told["message"], k.message_of(told)
+        assert kube.conditions("starts")["ServicesReady"]["reason"] == "WaitingForWorkers"
+
+
 def test_a_worker_that_fits_no_node(kube: k.Kube) -> None:
     template = {"spec": {"nodeSelector": {"emoe.dev/nowhere": "true"}}}
     with applied(kube, "placeless", workers={"podTemplate": template}):
@@ -150,7 +159,7 @@ def test_a_worker_that_crashes_again_and_again(kube: k.Kube) -> None:
     with applied(kube, "crashes", workers=crashing()):
         told = kube.wait_condition("crashes", "WorkersReady", reason="CrashLoop", seconds=180)
         assert "last words" in told["message"]
-        check_not_ready(kube, "crashes", "log-level")
+        check_not_ready(kube, "crashes", "EMOE_WORKER_LOG_LEVEL")
 
 
 def test_a_revision_that_crashes_never_shows_ready_and_the_one_before_serves_on(kube: k.Kube) -> None:
@@ -170,7 +179,7 @@ def test_a_memory_limit_below_the_plan_is_refused_with_the_figure(kube: k.Kube) 
         told = kube.wait_condition("tight", "SpecAccepted", status="False", seconds=TOLD_SECONDS)
         assert "memory limit of 64Mi" in told["message"]
         assert re.search(r"raise it to \d+Mi", told["message"]), k.message_of(told)
-        check_not_ready(kube, "tight", "64Mi")
+        check_not_ready(kube, "tight", "spec.workers.resources.limits.memory", "64Mi")
         assert kube.find("deployment", "tight-worker") is None
 
 
@@ -179,16 +188,34 @@ def test_an_expert_memory_below_the_least_is_refused_with_the_least(kube: k.Kube
         told = kube.wait_condition("small", "SpecAccepted", status="False", seconds=TOLD_SECONDS)
         assert re.search(r"raise it to \d+Ki", told["message"]), k.message_of(told)
         assert kube.get("moed", "small")["status"]["plan"]["minBytes"] > 64 * 1024
+        check_not_ready(kube, "small", "spec.experts.memory")
 
 
-def test_a_refused_change_leaves_the_old_revision_serving(kube: k.Kube) -> None:
+def test_a_refused_change_keeps_the_old_revision_serving_and_corrected_and_can_be_suspended(kube: k.Kube) -> None:
     with applied(kube, "keeps"):
         kube.wait_ready("keeps")
+        before = kube.get("deployment", "keeps-worker")["spec"]["template"]
         kube.patch("moed", "keeps", {"spec": {"experts": {"memory": "64Ki"}}})
         kube.wait_condition("keeps", "SpecAccepted", status="False", observedGeneration=2, seconds=60)
         conditions = kube.conditions("keeps")
         assert (conditions["Ready"]["status"], conditions["Available"]["status"]) == ("False", "True")
         assert kube.wait_pods("keeps", "worker", 1)
+        kube.kubectl("set", "env", "deployment/keeps-worker", "EMOE_WORKER_MAX_CONTEXT=64")
+        wait_template(kube, "keeps-worker", before)
+        kube.patch("moed", "keeps", {"spec": {"suspend": True}})
+        for component in k.SERVICES:
+            kube.wait_pods("keeps", component, 0, seconds=60)
+        kube.patch("moed", "keeps", {"spec": {"suspend": False, "experts": {"memory": "25%"}}})
+        kube.wait_ready("keeps")
+
+
+def wait_template(kube: k.Kube, name: str, template: k.Body) -> None:
+    k.wait_until(
+        lambda: kube.get("deployment", name)["spec"]["template"],
+        lambda standing: standing == template,
+        seconds=20,
+        what=f"the pod template of {name} put back",
+    )
 
 
 def test_a_node_folder_that_the_operator_does_not_allow(kube: k.Kube) -> None:

@@ -1,20 +1,32 @@
-"""The chart's own life: `helm test`, uninstall, another release over what the first one left, two operators."""
+"""The chart's own life: `helm test`, an upgrade, uninstall, another release over what one left, two operators."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import kube as k
 import pytest
-from asking import PROMPTS, ask_once
+import yaml
+from asking import PROMPTS, ask_once, load
 from bed_access import crash, reach
-from release import SYSTEM_NAMESPACE, Release
+from release import CHART, SYSTEM_NAMESPACE, Release, package_older
 
 pytestmark = pytest.mark.cluster
 
 TAKEOVER_SECONDS = 20.0
+OLDER_VERSION = "0.0.9"
+NUM_STREAMS = 50
+UPGRADED = {
+    "experts": {"memory": "50%", "missPolicy": "load"},
+    "workers": {"resources": {"requests": {"cpu": "100m"}}},
+}
+MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
 
 
 def test_helm_test_makes_a_model_asks_it_and_removes_it(
@@ -25,6 +37,11 @@ def test_helm_test_makes_a_model_asks_it_and_removes_it(
     figure("helm test", f"{time.monotonic() - started:.1f} s")
     assert "Phase:          Succeeded" in told, told
     assert json.loads(release.system.kubectl("get", "moed", "--output=json"))["items"] == []
+
+
+@pytest.mark.parametrize("name", ["demo", "olmoe", "s3-exact", "hpa"])
+def test_the_charts_examples_are_taken(kube: k.Kube, name: str) -> None:
+    kube.kubectl("apply", "--dry-run=server", f"--filename={CHART.parent / 'examples' / name}.yaml")
 
 
 @pytest.fixture
@@ -53,6 +70,7 @@ async def test_uninstall_keeps_type_and_resources_and_another_release_takes_them
         kube.wait_ready("outlives")
         assert (await ask_once(address, PROMPTS[0])).is_ok
     assert {pod["metadata"]["uid"] for pod in kube.pods("outlives", "worker")} == workers
+    kube.delete("moed", "outlives", "--wait=false")
 
 
 def test_a_new_operator_image_restarts_no_worker(kube: k.Kube, release: Release, restored: None) -> None:
@@ -62,15 +80,110 @@ def test_a_new_operator_image_restarts_no_worker(kube: k.Kube, release: Release,
     pods = {k.name_of(pod) for component in k.SERVICES for pod in kube.pods("pinned", component)}
     release.install("--set-string=image.worker.tag=another", "--set-string=image.control.tag=another")
     kube.kubectl("annotate", "moed/pinned", "somebody.example/poke=1")
-    kube.kubectl("label", "service/pinned", "app.kubernetes.io/part-of=else", "--overwrite")
+    wait_for_work(kube, "pinned")
+    assert kube.get("moed", "pinned")["status"]["images"] == before
+    assert {k.name_of(pod) for component in k.SERVICES for pod in kube.pods("pinned", component)} == pods
+    kube.delete("moed", "pinned", "--wait=false")
+
+
+def wait_for_work(kube: k.Kube, resource: str) -> None:
+    """The operator that runs now has looked at all of the resource: it put a label back."""
+    kube.kubectl("label", f"service/{resource}", "app.kubernetes.io/part-of=else", "--overwrite")
     k.wait_until(
-        lambda: kube.get("service", "pinned")["metadata"]["labels"]["app.kubernetes.io/part-of"],
+        lambda: kube.get("service", resource)["metadata"]["labels"]["app.kubernetes.io/part-of"],
         lambda now: now == "emoe",
         seconds=60,
         what="the new operator at work",
     )
-    assert kube.get("moed", "pinned")["status"]["images"] == before
-    assert {k.name_of(pod) for component in k.SERVICES for pod in kube.pods("pinned", component)} == pods
+
+
+@pytest.fixture
+def upgraded(kube: k.Kube, release: Release, restored: None, tmp_path: Path) -> k.Kube:
+    """An older version of the chart is installed, and a resource that is Ready by it."""
+    release.uninstall()
+    older = package_older(tmp_path, version=OLDER_VERSION, without_column="Hit")
+    dataclasses.replace(release, chart=older).install()
+    kube.apply(k.demo("upgraded", **UPGRADED))
+    kube.wait_ready("upgraded")
+    return kube
+
+
+async def test_an_upgrade_under_load_fails_no_request_and_restarts_nothing_until_the_spec_changes(
+    upgraded: k.Kube, release: Release, figure: Callable[[str, str], None]
+) -> None:
+    before, images = runs_of(upgraded), images_of(upgraded)
+    assert "HIT" not in columns_of(upgraded)
+    with reach(upgraded, "upgraded") as address:
+        async with load(address, num_streams=NUM_STREAMS) as streams:
+            await streams.until_answered(NUM_STREAMS)
+            started = time.monotonic()
+            await asyncio.to_thread(release.install, *by_digest(upgraded))
+            figure(f"helm upgrade under {NUM_STREAMS} streams", f"{time.monotonic() - started:.1f} s")
+            await asyncio.to_thread(wait_for_work, upgraded, "upgraded")
+            await streams.until_answered(NUM_STREAMS)
+            assert await asyncio.to_thread(runs_of, upgraded) == before
+            assert await asyncio.to_thread(images_of, upgraded) == images
+            assert "HIT" in await asyncio.to_thread(columns_of, upgraded)
+            await asyncio.to_thread(roll, upgraded)
+            await streams.until_answered(NUM_STREAMS)
+    after = {run.pod for run in runs_of(upgraded)}
+    assert not after & {run.pod for run in before}
+    figure("chart upgraded, then all pods replaced", streams.describe())
+    assert set(streams.codes()) == {"OK"}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["version"]
+    assert release.history() == [(1, "superseded", f"emoe-{OLDER_VERSION}"), (2, "deployed", f"emoe-{version}")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    pod: str
+    num_restarts: int
+
+
+def runs_of(kube: k.Kube) -> set[Run]:
+    pods = [pod for component in k.SERVICES for pod in kube.pods("upgraded", component)]
+    return {Run(k.name_of(pod), pod["status"]["containerStatuses"][0]["restartCount"]) for pod in pods}
+
+
+def images_of(kube: k.Kube) -> dict[str, str]:
+    images = kube.get("moed", "upgraded")["status"]["images"]
+    return {"scheduler": images["control"], "worker": images["worker"]}
+
+
+def columns_of(kube: k.Kube) -> list[str]:
+    return kube.kubectl("get", "moed", "upgraded").splitlines()[0].split()
+
+
+def roll(kube: k.Kube) -> None:
+    """Changes the spec; the new operator replaces every pod by one of its own images."""
+    kube.patch("moed", "upgraded", {"spec": {"experts": {"memory": "30%"}}})
+    kube.wait_ready("upgraded")
+    for component in k.SERVICES:
+        kube.wait_pods("upgraded", component, 1)
+    for component, image in images_of(kube).items():
+        (pod,) = kube.pods("upgraded", component)
+        assert "@sha256:" in image
+        assert pod["spec"]["containers"][0]["image"] == image
+
+
+def by_digest(kube: k.Kube) -> list[str]:
+    """helm's options for the same images under other names: by their digests."""
+    components = {"control": "scheduler", "worker": "worker"}
+    pods = {image: kube.pods("upgraded", component)[0] for image, component in components.items()}
+    return [f"--set=image.{image}.digest={digest_of(pod)}" for image, pod in pods.items()]
+
+
+def digest_of(pod: k.Body) -> str:
+    """Of its image's manifest: as its node pulled it, or as the registry of our bed has it, whose node was given it."""
+    _, _, pulled = pod["status"]["containerStatuses"][0]["imageID"].partition("@")
+    if pulled:
+        return str(pulled)
+    registry, _, rest = pod["spec"]["containers"][0]["image"].partition("/")
+    path, _, tag = rest.rpartition(":")
+    asked = urllib.request.Request(f"http://{registry}/v2/{path}/manifests/{tag}", method="HEAD")
+    asked.add_header("Accept", MANIFEST_TYPES)
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        return str(answer.headers["Docker-Content-Digest"])
 
 
 def test_the_second_operator_takes_over_when_the_first_is_killed(

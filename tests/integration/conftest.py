@@ -1,15 +1,20 @@
-"""One API server for all tests that need a real one; they skip, by name, where there are no binaries for it."""
+"""What tests of this folder share: one API server for all that need a real one, who skip, by name, where there are no
+binaries for it; and the model that loaders serve and fetch, written once."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
+import loader_models
 import pytest
 import pytest_asyncio
 from support.apiserver import ApiServer, find_binaries, running_apiserver
 from support.kube_objects import CRDS, NAMESPACES, KubeObjects, open_kube_client, until
+from support.model_places import PLACES, Place
 
 from emoe.api.crd import build_crd
 
@@ -46,3 +51,27 @@ async def _install_crd(server: ApiServer) -> None:
             return any(one["type"] == "Established" and one["status"] == "True" for one in found)
 
         await until(established)
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return loader_models.save(tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture
+def own_model(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of one's own, to damage at will."""
+    return Path(shutil.copytree(pristine, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return loader_models.publish(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(params=[pytest.param(name, id=name) for name in PLACES])
+async def place(
+    request: pytest.FixtureRequest, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Place]:
+    async with PLACES[request.param](published, monkeypatch) as place:
+        yield place

@@ -109,7 +109,6 @@ class ListingLoader(LoaderServiceServicer):
 
     def __init__(self) -> None:
         self.reports: asyncio.Queue[loader_pb2.ReportTasksRequest] = asyncio.Queue()
-        self.num_watchers = 0
         self._workers: list[loader_pb2.WorkerState] = []
         self._changed = asyncio.Condition()
 
@@ -119,7 +118,6 @@ class ListingLoader(LoaderServiceServicer):
             self._changed.notify_all()
 
     async def WatchWorkers(self, request, context):
-        self.num_watchers += 1
         async with self._changed:
             while True:
                 yield loader_pb2.WatchWorkersResponse(workers=self._workers)

@@ -26,10 +26,6 @@ def main_container(body: dict[str, Any]) -> dict[str, Any]:
     return next(one for one in body["spec"]["template"]["spec"]["containers"] if one["name"] == "main")
 
 
-def all_of(body: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(conditions(body).values())
-
-
 async def settled(kube: KubeObjects, metrics: Metrics, name: str = "tiny") -> None:
     """Until a look at the resource, made because of an event, wrote nothing."""
 

@@ -106,3 +106,7 @@ def _give_up(reason: str) -> None:
     except OSError as error:
         pytest.skip(f"no tritonclient: the package index {index} cannot be reached ({error})")
     pytest.fail(f"no tritonclient, though the package index {index} answers; {reason}")
+
+
+if __name__ == "__main__":  # ahead of tests that run where no package index can be reached
+    print(triton_python())

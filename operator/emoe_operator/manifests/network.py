@@ -91,5 +91,6 @@ def _tcp(port: int) -> dict[str, Any]:
 
 
 def _port(endpoint: str) -> int:
-    parts = urlsplit(endpoint)
-    return parts.port or (443 if parts.scheme == "https" else 80)
+    port = urlsplit(endpoint).port
+    assert port is not None, "the resource's rules ask for a port"
+    return port

@@ -20,7 +20,8 @@ ClaimName = Annotated[
     ),
 ]
 HOST_PATH_PATTERN = r"^/[^/]"
-ENDPOINT_PATTERN = r"^https?://[^\s/]+(/\S*)?$"
+PORT_PATTERN = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+ENDPOINT_PATTERN = rf"^https?://([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\]):{PORT_PATTERN}/?$"
 
 POSITIVE_SIZE = Rule(
     cel="!has(self.size) || !isQuantity(string(self.size)) "
@@ -154,14 +155,15 @@ class Tracing(ApiModel):
     """Where spans go, by OTLP over gRPC."""
 
     endpoint: str = Field(max_length=1024)
-    """Of a collector, such as http://otel-collector.monitoring:4317."""
+    """Of a collector, port and all, such as http://otel-collector.monitoring:4317."""
     sampling_ratio: float = Field(default=0.05, ge=0, le=1)
     """Share of the requests that are traced when the caller has not decided."""
 
     rules = (
         Rule(
             cel=f"self.endpoint.matches(r'{ENDPOINT_PATTERN}')",
-            message="the endpoint needs a scheme and a host; write it like http://otel-collector.monitoring:4317",
+            message="the endpoint must be a scheme, a host and a port, and nothing else; write it like "
+            "http://otel-collector.monitoring:4317",
             holds=lambda tracing: re.fullmatch(ENDPOINT_PATTERN, tracing.endpoint, re.ASCII) is not None,
             field=".endpoint",
         ),

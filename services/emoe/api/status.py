@@ -162,6 +162,15 @@ class Images(StatusModel):
     """The generation of the spec that they were chosen for."""
 
 
+class AcceptedSpec(StatusModel):
+    """The spec that was accepted last. While a newer one is refused, this one is kept served."""
+
+    generation: int = Field(json_schema_extra={"format": "int64"})
+    """The generation that it was."""
+    spec: str
+    """The whole of it, as JSON."""
+
+
 class Status(StatusModel):
     """What the operator says is true. Written by it alone."""
 
@@ -189,6 +198,8 @@ class Status(StatusModel):
     """Labels of the workers' pods, for autoscalers."""
     images: Images | None = None
     """The images that the pods run."""
+    accepted: AcceptedSpec | None = None
+    """The spec that was accepted last. While a newer one is refused, this one is kept served."""
 
     def condition(self, kind: str) -> Condition | None:
         return next((one for one in self.conditions if one.type == kind), None)

@@ -39,7 +39,6 @@ class Child:
     def __init__(self, spec: ChildSpec) -> None:
         self.spec = spec
         self.announcement: Announcement | None = None
-        self.num_restarts = 0
         self._process: asyncio.subprocess.Process | None = None
 
     @property

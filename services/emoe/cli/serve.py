@@ -8,7 +8,8 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
-from pydantic_settings import CliApp, CliSettingsSource
+from pydantic_core import ErrorDetails
+from pydantic_settings import CliApp, CliSettingsSource, SettingsError
 
 from emoe.cli.failures import CommandError
 from emoe.runtime.lifecycle import run_process
@@ -56,7 +57,10 @@ def parse_settings(service: str, settings_class: type[ServiceSettings], argument
     try:
         return CliApp.run(settings_class, cli_args=list(arguments), cli_settings_source=source)
     except ValidationError as error:
-        raise CommandError(f"emoe serve {service}: {'; '.join(_complaints(error))}") from error
+        complaints = [_complain(settings_class, arguments, detail) for detail in error.errors()]
+        raise CommandError(f"emoe serve {service}: {'; '.join(complaints)}") from error
+    except SettingsError as error:
+        raise CommandError(f"emoe serve {service}: {_unreadable(settings_class, str(error))}") from error
 
 
 def refuse_unknown_variables(settings_class: type[ServiceSettings], names: Iterable[str]) -> None:
@@ -68,7 +72,24 @@ def refuse_unknown_variables(settings_class: type[ServiceSettings], names: Itera
         raise CommandError(f"{', '.join(unknown)}: no such setting; the known ones are {', '.join(sorted(known))}")
 
 
-def _complaints(error: ValidationError) -> Iterable[str]:
-    for detail in error.errors():
-        option = "--" + "-".join(str(part) for part in detail["loc"]).replace("_", "-")
-        yield f"{option}: {detail['msg'].removeprefix('Value error, ')}"
+def _complain(settings_class: type[ServiceSettings], arguments: Sequence[str], detail: ErrorDetails) -> str:
+    """By the option, unless the value came from a variable: whoever set that need not know of options."""
+    field, *within = (str(part) for part in detail["loc"])
+    option = f"--{field.replace('_', '-')}"
+    variable = _variable_of(settings_class, field)
+    is_given = any(argument.split("=")[0] == option for argument in arguments)
+    name = option if is_given or variable is None else variable
+    return f"{'.'.join([name, *within])}: {detail['msg'].removeprefix('Value error, ')}"
+
+
+def _variable_of(settings_class: type[ServiceSettings], field: str) -> str | None:
+    """The variable that sets a field, as it is written in the environment; None if there is none."""
+    wanted = f"{settings_class.model_config.get('env_prefix', '')}{field}".upper()
+    return next((name for name in os.environ if name.upper() == wanted), None)
+
+
+def _unreadable(settings_class: type[ServiceSettings], message: str) -> str:
+    """A list or map that is no JSON: pydantic tells the field in its message alone."""
+    fields = [field for field in settings_class.model_fields if f'"{field}"' in message]
+    names = [name for field in fields if (name := _variable_of(settings_class, field))]
+    return f"{', '.join(names)}: must be JSON" if names else message

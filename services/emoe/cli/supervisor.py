@@ -132,7 +132,6 @@ class Supervisor:
             )
         self._tell(child, ChildState.RESTARTING, reason)
         await asyncio.sleep(delay)
-        child.num_restarts += 1
         try:
             await self._run(child)
         except SupervisionError:

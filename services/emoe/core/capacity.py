@@ -41,6 +41,15 @@ MAX_TENSOR_BYTES = 4096 * MIB
 READ_BYTES_PER_SECOND = 300_000_000
 """Assumed for the time to load: what one gRPC stream carries between two processes of one machine, and less than a
 node's own disk gives."""
+LIMIT_FIELD = "spec.workers.resources.limits.memory"
+AUTO_WITHOUT_LIMIT = (
+    f"spec.experts.memory: auto needs a memory limit to divide; set {LIMIT_FIELD}, or write a share (25%) or a "
+    "quantity (8Gi)"
+)
+AUTO_ON_GPU = (
+    "spec.experts.memory: auto goes by the memory limit, which is the host's, and is not known on a GPU; write a share "
+    "or a quantity (25%, or 8Gi: what base weights and KV cache leave of the GPU)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,12 +187,19 @@ def _host_of(geometry: ModelGeometry, wishes: WorkerWishes) -> _Host:
 def _budget_bytes(wishes: WorkerWishes, host: _Host, *, all_bytes: int) -> tuple[int, tuple[str, ...]]:
     """What the expert memory comes to; with `auto`, what the limit spares, and why that cannot be known."""
     memory, limit = wishes.memory, wishes.memory_limit_bytes
-    if memory.is_auto and wishes.device == "gpu":
-        return 0, ("memory auto cannot be planned on a GPU, whose size is not known here; write a share or a quantity",)
-    if memory.is_auto and limit is None:
-        return 0, ("memory auto needs a memory limit to divide; set the workers' resources.limits.memory, or a share",)
+    if why := why_auto_cannot_be(wishes):
+        return 0, (why,)
     spare_bytes = None if limit is None else host.spare_bytes(limit)
     return memory.resolve(all_expert_bytes=all_bytes, spare_bytes=spare_bytes), ()
+
+
+def why_auto_cannot_be(wishes: WorkerWishes) -> str | None:
+    """Known before the model is."""
+    if not wishes.memory.is_auto:
+        return None
+    if wishes.device == "gpu":
+        return AUTO_ON_GPU
+    return AUTO_WITHOUT_LIMIT if wishes.memory_limit_bytes is None else None
 
 
 def _min_slots(grid: ExpertGrid, wishes: WorkerWishes, split: SlotBudget) -> int:
@@ -213,7 +229,7 @@ def _budget_problems(wishes: WorkerWishes, split: SlotBudget, min_slots: int) ->
     why = "every layer's top-k and staging" if wishes.miss_policy == "reroute" else "one layer's top-k"
     pinned = " beside what is pinned" if wishes.pinned else ""
     return (
-        f"the expert memory holds {split.num_slots} experts of {split.slot_bytes} bytes, and missPolicy "
+        f"spec.experts.memory: it holds {split.num_slots} experts of {split.slot_bytes} bytes, and missPolicy "
         f"{wishes.miss_policy} needs at least {min_slots} ({why}{pinned}): raise it to "
         f"{as_quantity(min_slots * split.slot_bytes)} or more",
     )
@@ -225,8 +241,9 @@ def _limit_problems(wishes: WorkerWishes, needed_bytes: int) -> tuple[str, ...]:
         return ()
     what = "leaves too little for experts" if wishes.memory.is_auto else "is below the plan"
     raised = f"raise it to {as_quantity(needed_bytes)} or more"
-    instead = "" if wishes.memory.is_auto else ", leave it out, or lower experts.memory, maxContext or maxConcurrency"
-    return (f"the workers' memory limit of {limit // MIB}Mi {what}: {raised}{instead}",)
+    lower = "lower spec.experts.memory, spec.workers.maxContext or spec.workers.maxConcurrency"
+    instead = "" if wishes.memory.is_auto else f", leave it out, or {lower}"
+    return (f"{LIMIT_FIELD}: the workers' memory limit of {limit // MIB}Mi {what}: {raised}{instead}",)
 
 
 def as_quantity(num_bytes: int) -> str:

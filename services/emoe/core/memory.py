@@ -46,7 +46,7 @@ class ExpertMemory:
         if self.num_bytes is not None:
             return self.num_bytes
         if spare_bytes is None:
-            raise ValueError("memory auto needs a memory limit to divide; set resources.limits.memory, or write 25%")
+            raise ValueError("memory auto needs a memory limit to divide; set one, or write a share such as 25%")
         return min(spare_bytes, all_expert_bytes)
 
 

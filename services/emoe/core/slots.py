@@ -52,15 +52,8 @@ class SlotTable:
     def resident(self) -> npt.NDArray[np.bool_]:
         return np.asarray(self._slot_of != ABSENT)
 
-    @property
-    def loading(self) -> frozenset[ExpertId]:
-        return frozenset(self._loading)
-
     def state(self, slot: int) -> SlotState:
         return self._states[slot]
-
-    def expert_in(self, slot: int) -> ExpertId | None:
-        return self._expert_of[slot]
 
     def slot(self, expert: ExpertId) -> int:
         """The slot of a resident expert, ABSENT if it is not resident."""

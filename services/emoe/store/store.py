@@ -33,16 +33,14 @@ from emoe.store.tensors import Extent, TensorEntry
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadCounters:
-    """Totals of finished reads since the store was opened; the first three are of experts.
+    """Totals of finished reads since the store was opened: of experts, but for the last.
 
     `num_device_bytes` is what storage delivered to the whole process meanwhile, page cache not counted; None where the
     system does not tell.
     """
 
-    num_bytes_needed: int
     num_bytes_asked: int
     num_reads: int
-    num_base_bytes_asked: int
     num_device_bytes: int | None
 
 
@@ -78,9 +76,7 @@ class ExpertStore:
         self._files = files
         self._ledger = ledger
         self._lock = threading.Lock()
-        self._num_bytes_needed = 0
         self._expert_reads = ReadTotals()
-        self._base_reads = ReadTotals()
         self._device_bytes_before = device_bytes_read()
 
     @classmethod
@@ -117,7 +113,6 @@ class ExpertStore:
         data = _writable(buffer, self.layout.num_bytes)
         totals = self._files.read(self._extents_of(expert), data)
         with self._lock:
-            self._num_bytes_needed += self.layout.num_bytes
             self._expert_reads += totals
         self._ledger.check(expert, data)
 
@@ -136,14 +131,7 @@ class ExpertStore:
         """Fills `buffer` with a base tensor's bytes, as stored."""
         entry = self._base_entry(key)
         extent = Extent(key, entry.file, entry.offset, entry.num_bytes)
-        totals = self._files.read([extent], _writable(buffer, entry.num_bytes))
-        with self._lock:
-            self._base_reads += totals
-
-    def read_tensor(self, key: str) -> bytes:
-        buffer = bytearray(self._base_entry(key).num_bytes)
-        self.read_tensor_into(key, memoryview(buffer))
-        return bytes(buffer)
+        self._files.read([extent], _writable(buffer, entry.num_bytes))
 
     def header_bytes(self, file: str) -> int:
         """Where the first tensor of a weight file begins."""
@@ -154,10 +142,8 @@ class ExpertStore:
         now, before = device_bytes_read(), self._device_bytes_before
         with self._lock:
             return ReadCounters(
-                num_bytes_needed=self._num_bytes_needed,
                 num_bytes_asked=self._expert_reads.num_bytes_asked,
                 num_reads=self._expert_reads.num_reads,
-                num_base_bytes_asked=self._base_reads.num_bytes_asked,
                 num_device_bytes=None if now is None or before is None else now - before,
             )
 

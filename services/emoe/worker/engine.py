@@ -32,7 +32,6 @@ MAX_TASKS_COUNTED = 64
 
 @dataclasses.dataclass(kw_only=True)
 class EngineCounters:
-    num_steps: int = 0
     num_prompts: int = 0
     num_prompt_tokens: int = 0
     num_completion_tokens: int = 0
@@ -189,7 +188,6 @@ class Engine:
         return task if task in self.task_counts or len(self.task_counts) < MAX_TASKS_COUNTED else UNKNOWN
 
     def _events(self, spans: list[tuple[Sequence, int, int]], logits_NV: torch.Tensor) -> list[TokenEvent]:
-        self.counters.num_steps += 1
         failed = {s: self._missing() for s, *span in spans if not self._routing.failed_tokens.isdisjoint(range(*span))}
         sampled: list[Sequence] = []
         for sequence, start, stop in spans:

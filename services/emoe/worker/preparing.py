@@ -19,7 +19,7 @@ from emoe.core.errors import UnsupportedModelError
 from emoe.store.store import ExpertStore
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
 from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
-from emoe.worker.prompts import PromptEncoder
+from emoe.worker.prompts import PromptEncoder, vocab_size_of
 from emoe.worker.settings import WorkerSettings
 from emoe.worker.sources import ExpertSource
 from emoe.worker.warmup import warm_up
@@ -60,7 +60,7 @@ def prepare(
         io_threads=settings.io_threads,
         device=str(pick_device(settings.device)),
     )
-    encoder = PromptEncoder.open(store.folder, vocab_size=_vocab_size(store), max_context=options.max_context)
+    encoder = PromptEncoder.open(store.folder, vocab_size=vocab_size_of(store), max_context=options.max_context)
     parts = build_parts(store, source, options)
     residency = parts.residency
     if settings.miss_policy == "reroute":
@@ -93,13 +93,6 @@ def settings_without_effect(settings: WorkerSettings) -> list[str]:
     if settings.step_tokens < settings.max_concurrency:
         lines.append(f"step_tokens is raised to max_concurrency {settings.max_concurrency}: each sequence steps")
     return lines
-
-
-def _vocab_size(store: ExpertStore) -> int:
-    size = store.config.get("vocab_size")
-    if type(size) is not int:
-        raise UnsupportedModelError(f"{store.folder}/config.json does not say vocab_size")
-    return size
 
 
 def _longest_context(store: ExpertStore) -> int:

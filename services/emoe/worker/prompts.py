@@ -8,9 +8,10 @@ from typing import Any
 import jinja2
 import transformers
 
-from emoe.core.errors import CheckpointError, InvalidRequestError
+from emoe.core.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from emoe.core.generation import Sampling
 from emoe.runtime.messages import ChatPrompt, ParsedRequest, TextPrompt, TokenPrompt
+from emoe.store.store import ExpertStore
 
 
 class PromptEncoder:
@@ -35,7 +36,7 @@ class PromptEncoder:
 
     def encode(self, request: ParsedRequest) -> list[int]:
         """InvalidRequestError for a prompt that is empty, foreign to the vocabulary, or too long for the context."""
-        token_ids = self._token_ids(request.prompt)
+        token_ids = self.token_ids(request.prompt)
         if not token_ids:
             raise InvalidRequestError("the prompt has no tokens")
         # A tokenizer may know tokens that the model was not made for: one of them would end every request's step.
@@ -45,7 +46,8 @@ class PromptEncoder:
         self._check_length(len(token_ids), request.sampling)
         return token_ids
 
-    def _token_ids(self, prompt: TextPrompt | ChatPrompt | TokenPrompt) -> list[int]:
+    def token_ids(self, prompt: TextPrompt | ChatPrompt | TokenPrompt) -> list[int]:
+        """Unchecked: `encode` refuses what does not fit the model."""
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
         if isinstance(prompt, ChatPrompt):
@@ -69,3 +71,11 @@ class PromptEncoder:
                 f"the prompt has {num_tokens} tokens and sampling.max_tokens asks for {sampling.max_tokens}; "
                 f"together they must fit the context of {self._max_context}"
             )
+
+
+def vocab_size_of(store: ExpertStore) -> int:
+    """As config.json says it; UnsupportedModelError when it does not."""
+    size = store.config.get("vocab_size")
+    if type(size) is not int:
+        raise UnsupportedModelError(f"{store.folder}/config.json does not say vocab_size")
+    return size

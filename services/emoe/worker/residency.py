@@ -38,7 +38,6 @@ _Load = concurrent.futures.Future[Callable[[], None]]
 class LoadCounters:
     num_experts_loaded: int = 0
     num_bytes_loaded: int = 0
-    num_loads_failed: int = 0
     stall_seconds: float = 0.0
 
 
@@ -261,7 +260,6 @@ class Residency:
         """A neighbour that is away is asked again a little later; bytes that can never be right are not. Whatever else
         went wrong on the loading thread costs this expert alone, and its slot is free again."""
         self.table.abort(expert)
-        self.counters.num_loads_failed += 1
         self.last_error = f"expert {expert.index} of layer {expert.layer} could not be loaded: {error}"
         self.source_is_away = isinstance(error, NotReadyError)
         again = expert in self.failed or (isinstance(error, NotReadyError) and time.monotonic() < self._quiet_until)

@@ -17,8 +17,6 @@ from emoe.worker.sources import ExpertSource
 
 
 class Transfer(Protocol):
-    num_staging_bytes: int
-
     def fence(self) -> Any:
         """On the engine's thread, when a slot was freed: what `load` waits for before it writes there."""
         ...
@@ -29,8 +27,6 @@ class Transfer(Protocol):
 
 
 class HostTransfer:
-    num_staging_bytes = 0
-
     def __init__(self, source: ExpertSource) -> None:
         self._source = source
 
@@ -61,7 +57,6 @@ class CudaTransfer:
         self._buffers: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
         for _ in range(num_buffers):
             self._buffers.put(torch.empty(expert_bytes, dtype=torch.uint8, pin_memory=True))
-        self.num_staging_bytes = expert_bytes * num_buffers
 
     def fence(self) -> torch.cuda.Event:
         """Kernels that read the slot's last expert may still be queued: the copy comes after them, and only them."""

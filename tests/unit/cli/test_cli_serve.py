@@ -51,6 +51,29 @@ def test_a_bad_setting_is_named_by_its_option(arguments: list[str], complaint: s
         parse(*arguments)
 
 
+def test_a_bad_variable_is_named_as_it_was_set_unless_an_option_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMOE_TOY_MODEL", "/m")
+    monkeypatch.setenv("EMOE_TOY_MISS_POLICY", "drop")
+    with pytest.raises(CommandError, match="emoe serve toy: EMOE_TOY_MISS_POLICY: Input should be 'reroute' or 'load'"):
+        parse()
+    with pytest.raises(CommandError, match="--miss-policy: Input should be"):
+        parse("--miss-policy=skip")
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("a b", "EMOE_TOY_EXTRA_TASKS: must be JSON"),
+        ("[1]", r"EMOE_TOY_EXTRA_TASKS\.0: Input should be a valid string"),
+    ],
+    ids=["no JSON", "an item"],
+)
+def test_a_bad_list_in_a_variable_is_named_too(monkeypatch: pytest.MonkeyPatch, value: str, complaint: str) -> None:
+    monkeypatch.setenv("EMOE_TOY_EXTRA_TASKS", value)
+    with pytest.raises(CommandError, match=complaint):
+        parse("--model=/m")
+
+
 def test_an_unknown_option_ends_with_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--model=/m", "--modle=/n")

@@ -23,7 +23,7 @@ from emoe.loader.planning_loop import (
     should_ask,
     tasks_to_ask,
 )
-from emoe.loader.task_mix import TaskMix, TaskReport
+from emoe.loader.task_mix import Scheduler, TaskMix, TaskReport
 from emoe.loader.workers import Member, Workers, WorkerState
 
 GRID = ExpertGrid(num_layers=2, moe_layers=(0, 1), rule=RoutingRule(num_experts=4, top_k=1), expert_bytes=64)
@@ -82,6 +82,9 @@ class Bench:
         await self.loop.ask_if_due()
         await self.loop.plan_once()
 
+    def report(self, scheduler: Scheduler, *, num_prompts: int, **task_tokens: int) -> None:
+        self.mix.update(scheduler, TaskReport(task_tokens=task_tokens, num_prompts=num_prompts))
+
     def apply(self, member: Member) -> None:
         assert member.plan is not None
         applied = dataclasses.replace(member.state, resident=member.plan.wanted, applied_epoch=member.plan.epoch)
@@ -127,7 +130,7 @@ async def test_the_predictor_is_asked_often_at_first_then_after_the_interval_of_
     asked_at: list[int] = []
     with bench.workers.joined(state()), bench.mix.joined("s") as scheduler:
         for num_prompts in range(150):
-            bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=num_prompts))
+            bench.report(scheduler, code=1, num_prompts=num_prompts)
             num_asked = len(bench.asked)
             await bench.turn()
             asked_at += [num_prompts] * (len(bench.asked) - num_asked)
@@ -139,7 +142,7 @@ async def test_a_task_not_foretold_is_asked_for_at_once() -> None:
     bench = Bench({})
     with bench.workers.joined(state()), bench.mix.joined("s") as scheduler:
         await bench.turn()
-        bench.mix.update(scheduler, TaskReport(task_tokens={"law": 1}, num_prompts=1))
+        bench.report(scheduler, law=1, num_prompts=1)
         await bench.turn()
         assert "law" in bench.asked[1]
 
@@ -147,11 +150,11 @@ async def test_a_task_not_foretold_is_asked_for_at_once() -> None:
 async def test_a_new_mix_is_planned_for_from_the_last_prediction() -> None:
     bench = Bench({"code": favouring(1), "math": favouring(2)})
     with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9, "math": 1}, num_prompts=0))
+        bench.report(scheduler, code=9, math=1, num_prompts=0)
         await bench.turn()
         assert wanted(member) == [[1], [1]]
         bench.apply(member)
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1, "math": 9}, num_prompts=0))
+        bench.report(scheduler, code=1, math=9, num_prompts=0)
         await bench.turn()
         assert wanted(member) == [[2], [2]]
         assert len(bench.asked) == 1
@@ -160,9 +163,9 @@ async def test_a_new_mix_is_planned_for_from_the_last_prediction() -> None:
 async def test_no_plan_follows_until_the_last_is_applied() -> None:
     bench = Bench({"code": favouring(1), "math": favouring(2)})
     with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=0))
+        bench.report(scheduler, code=1, num_prompts=0)
         await bench.turn()
-        bench.mix.update(scheduler, TaskReport(task_tokens={"math": 1}, num_prompts=1))
+        bench.report(scheduler, math=1, num_prompts=1)
         await bench.turn()
         assert wanted(member) == [[1], [1]]
         bench.apply(member)
@@ -173,9 +176,9 @@ async def test_no_plan_follows_until_the_last_is_applied() -> None:
 async def test_a_worker_that_never_applies_gets_the_next_plan_after_the_deadline() -> None:
     bench = Bench({"code": favouring(1), "math": favouring(2)})
     with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 1}, num_prompts=0))
+        bench.report(scheduler, code=1, num_prompts=0)
         await bench.turn()
-        bench.mix.update(scheduler, TaskReport(task_tokens={"math": 1}, num_prompts=1))
+        bench.report(scheduler, math=1, num_prompts=1)
         bench.now_seconds = 29
         await bench.turn()
         assert wanted(member) == [[1], [1]]
@@ -187,11 +190,11 @@ async def test_a_worker_that_never_applies_gets_the_next_plan_after_the_deadline
 async def test_a_plan_that_would_say_the_same_is_not_sent() -> None:
     bench = Bench({"code": favouring(1), "math": favouring(2)})
     with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9}, num_prompts=0))
+        bench.report(scheduler, code=9, num_prompts=0)
         await bench.turn()
         bench.apply(member)
         first = member.plan
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9, "math": 1}, num_prompts=0))
+        bench.report(scheduler, code=9, math=1, num_prompts=0)
         await bench.turn()
         assert member.plan is first
 
@@ -199,10 +202,10 @@ async def test_a_plan_that_would_say_the_same_is_not_sent() -> None:
 async def test_a_demand_foretold_anew_is_sent_even_if_the_experts_stay() -> None:
     bench = Bench({"code": favouring(1)})
     with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9}, num_prompts=0))
+        bench.report(scheduler, code=9, num_prompts=0)
         await bench.turn()
         bench.apply(member)
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9}, num_prompts=40))
+        bench.report(scheduler, code=9, num_prompts=40)
         await bench.turn()
         assert member.plan is not None
         assert member.plan.epoch == 2
@@ -254,11 +257,11 @@ async def test_a_predictor_that_comes_back_is_heard_after_a_pause() -> None:
 async def test_the_last_demand_stands_when_the_predictor_falls_silent() -> None:
     bench = Bench({"code": favouring(1), "math": favouring(2)})
     with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
-        bench.mix.update(scheduler, TaskReport(task_tokens={"code": 9}, num_prompts=0))
+        bench.report(scheduler, code=9, num_prompts=0)
         await bench.turn()
         bench.apply(member)
         bench.per_token = None
-        bench.mix.update(scheduler, TaskReport(task_tokens={"math": 9}, num_prompts=40))
+        bench.report(scheduler, math=9, num_prompts=40)
         await bench.turn()
         assert wanted(member) == [[2], [2]]
 

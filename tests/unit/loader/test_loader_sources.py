@@ -105,6 +105,7 @@ def missing() -> CheckpointError:
         (of_status(404, "x"), Reason.NOT_FOUND, True),
         (of_status(429, "x"), Reason.UNREACHABLE, False),
         (of_status(503, "x"), Reason.UNREACHABLE, False),
+        (of_status(416, "x"), Reason.CORRUPT, True),
         (of_status(400, "x"), Reason.INVALID_SOURCE, True),
     ],
     ids=repr,

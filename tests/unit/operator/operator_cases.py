@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from emoe.core.experts import ExpertGrid, RoutingRule
 from emoe_operator import drift
 from emoe_operator.desired import Desired
@@ -142,7 +140,3 @@ def pods_but(component: str, *others: Body) -> tuple[Body, ...]:
 
 def container_status(**fields: Any) -> dict[str, Any]:
     return {"name": "main", "image": "emoe/worker:1", "ready": False, "restartCount": 0, "state": {}, **fields}
-
-
-def read_golden(name: str) -> Any:
-    return list(yaml.safe_load_all((GOLDEN / f"{name}.yaml").read_text()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import kubernetes_validate
 import pytest
 import yaml
@@ -52,6 +53,7 @@ def _shuffled(value: Any, draw: Any) -> Any:
     return [_shuffled(item, draw) for item in value] if isinstance(value, list) else value
 
 
+@hypothesis.settings(deadline=None)
 @given(data=st.data())
 def test_a_rendering_depends_on_values_and_not_on_the_order_of_keys(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(PATHS))

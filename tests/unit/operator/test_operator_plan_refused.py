@@ -1,4 +1,4 @@
-"""What cannot be served: nothing is planned, what stands is left, and a problem says what would do."""
+"""What cannot be served: a problem says what would do, and what was accepted before is kept meanwhile."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUSED = {
     "limit below the plan": (
         {"workers": {"resources": {"limits": {"memory": "100Mi"}}}},
         "MemoryLimitTooLow",
-        "raise it to",
+        "spec.workers.resources.limits.memory",
     ),
     "auto of nothing": ({"experts": {"memory": "auto"}}, "MemoryNotPlannable", "resources.limits.memory"),
     "pinned nowhere": ({"experts": {"pinned": [{"layer": 9, "experts": [0]}]}}, "UnknownPinnedExperts", "layer 9"),
@@ -41,14 +41,6 @@ def test_what_cannot_be_served_is_refused_with_what_would_do(spec: dict[str, Any
     desired = plan(spec)
     assert [problem.reason for problem in desired.problems] == [reason]
     assert said in desired.problems[0].message
-
-
-def test_a_refused_spec_leaves_everything_that_stands() -> None:
-    before = plan()
-    refused = plan_children(
-        resource({"experts": {"memory": "1Mi"}}, generation=2), observed(children=standing(before)), settings()
-    )
-    assert (refused.children, refused.prune, refused.images) == ((), (), None)
 
 
 def test_every_problem_of_a_spec_is_told_at_once() -> None:
@@ -66,6 +58,11 @@ def test_memory_is_not_judged_before_the_models_shape_is_known() -> None:
     desired = plan_children(resource({"experts": {"memory": "1Mi"}}), observed(model=None), settings())
     assert not desired.problems
     assert desired.children
+
+
+def test_memory_that_no_shape_would_make_plannable_is_refused_at_once() -> None:
+    desired = plan_children(resource({"experts": {"memory": "auto"}}), observed(model=None), settings())
+    assert [problem.reason for problem in desired.problems] == ["MemoryNotPlannable"]
 
 
 def test_nothing_is_planned_while_the_resource_is_paused() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from operator_cases import (
-    COMPONENTS,
     NOW,
     container_status,
     model_ready,
@@ -16,43 +15,12 @@ from operator_cases import (
     pod,
     pods_but,
     resource,
-    settings,
     standing,
 )
+from status_cases import ALL_PODS, conditions, message, rolling, running, status_of, worker_in
 
 from emoe.api.status import CONDITION_TYPES
-from emoe_operator.observed import Body, ModelFailure, ModelPhase, ModelView, Observed, Problem, Resource
-from emoe_operator.plan import plan_children
-from emoe_operator.status import build_status
-
-ALL_PODS = tuple(pod(one) for one in COMPONENTS)
-
-
-def running(**fields: Any) -> Observed:
-    """Everything applied and rolled out."""
-    return observed(**{"children": standing(plan()), "pods": ALL_PODS, **fields})
-
-
-def status_of(seen: Observed, asked: Resource | None = None, *problems: Problem) -> dict[str, Any]:
-    asked = asked or resource()
-    return build_status(asked, seen, plan_children(asked, seen, settings()), problems, settings())
-
-
-def conditions(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    return {one["type"]: (one["status"], one["reason"]) for one in status["conditions"]}
-
-
-def message(status: dict[str, Any], kind: str) -> str:
-    return str(next(one["message"] for one in status["conditions"] if one["type"] == kind))
-
-
-def worker_in(waiting: str = "", **fields: Any) -> tuple[Body, ...]:
-    state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
-    return pods_but("worker", pod("worker", ready=False, containerStatuses=[container_status(state=state, **fields)]))
-
-
-def rolling(component: str, **status: Any) -> dict[Any, Any]:
-    return standing(plan(), **{component: {"availableReplicas": 0, "readyReplicas": 0, **status}})
+from emoe_operator.observed import Body, ModelFailure, ModelPhase, ModelView, Problem
 
 
 def failure(text: str) -> dict[str, Any]:
@@ -90,7 +58,7 @@ NO_GPU = {
 NO_NODE = {**NO_GPU, "message": "node(s) had untolerated taint"}
 WORKERS = {
     "loads": (rolling("worker"), worker_in(), "Loading", "True"),
-    "starts": (rolling("worker"), pods_but("worker"), "Starting", "True"),
+    "starts": (rolling("worker"), pods_but("worker"), "WaitingForWorkers", "True"),
     "old pods left": (standing(plan(), worker={"replicas": 2}), ALL_PODS, "RollingOut", "True"),
     "not seen yet": (standing(plan(), worker={"observedGeneration": 0}), ALL_PODS, "Applying", "True"),
     "crashed once": (rolling("worker"), worker_in(**{**LAST_CRASH, "restartCount": 1}), "Restarting", "True"),
@@ -177,6 +145,39 @@ def test_a_loader_that_fetches_is_waited_for_and_not_in_trouble() -> None:
     assert found["Progressing"] == ("True", "ModelFetching")
 
 
+CREATING = container_status(state={"waiting": {"reason": "ContainerCreating"}})
+PLACED = {"type": "PodScheduled", "status": "True"}
+SANDBOX = {"type": "PodReadyToStartContainers", "status": "True"}
+
+
+def test_while_workers_pull_their_image_they_are_named_and_not_the_scheduler_that_waits_for_them() -> None:
+    pulling = pod("worker", ready=False, phase="Pending", conditions=[PLACED, SANDBOX], containerStatuses=[CREATING])
+    waits = {"availableReplicas": 0, "readyReplicas": 0}
+    children = standing(plan(), worker=waits, scheduler={**waits, **STALLED})
+    pods = (pod("loader"), pod("predictor"), pod("scheduler", ready=False), pulling)
+    status = status_of(running(children=children, pods=pods))
+    found = conditions(status)
+    assert found["ServicesReady"] == found["WorkersReady"] == found["Ready"] == ("False", "WaitingForWorkers")
+    assert found["Progressing"] == ("True", "WaitingForWorkers")
+    assert "tiny-worker-x1: ContainerCreating (its image is pulled)" in message(status, "Ready")
+    assert "see WorkersReady" in message(status, "ServicesReady")
+
+
+def test_a_scheduler_that_waits_for_workers_does_not_hide_that_they_load() -> None:
+    waits = {"availableReplicas": 0, "readyReplicas": 0}
+    pods = (pod("loader"), pod("predictor"), pod("scheduler", ready=False), pod("worker", ready=False))
+    found = conditions(status_of(running(children=standing(plan(), worker=waits, scheduler=waits), pods=pods)))
+    assert (found["ServicesReady"][1], found["Ready"][1]) == ("WaitingForWorkers", "Loading")
+
+
+def test_a_scheduler_that_itself_only_starts_waits_for_nobody() -> None:
+    waits = {"availableReplicas": 0, "readyReplicas": 0}
+    pods = (pod("loader"), pod("predictor"), pod("scheduler", ready=False, phase="Pending", conditions=[PLACED]))
+    found = conditions(status_of(running(children=standing(plan(), worker=waits, scheduler=waits), pods=pods)))
+    assert (found["ServicesReady"][1], found["WorkersReady"][1]) == ("Starting", "WaitingForWorkers")
+    assert found["Ready"][1] == "Starting"
+
+
 def test_a_broken_service_outranks_those_that_only_wait() -> None:
     children = standing(plan(), loader={"availableReplicas": 0}, predictor={"availableReplicas": 0})
     crashed = pod("predictor", ready=False, containerStatuses=[container_status(**LAST_CRASH)])
@@ -200,27 +201,6 @@ def test_progress_ends_where_only_a_person_can_help(permanent: bool, moves: str)
     assert conditions(status_of(observed(model=view)))["Progressing"] == (moves, "ModelNotFound")
 
 
-def test_a_refused_spec_is_not_ready_and_what_stood_serves_on() -> None:
-    before = status_of(running())
-    refused = resource({"experts": {"memory": "1Mi"}}, generation=2, status=before)
-    status = status_of(running(), refused)
-    found = conditions(status)
-    assert found["SpecAccepted"] == found["Ready"] == found["Progressing"] == ("False", "ExpertMemoryTooSmall")
-    assert found["Available"] == ("True", "Serving")
-    assert found["WorkersReady"] == ("True", "WorkersReady")
-    assert "left as it was" in message(status, "SpecAccepted")
-    assert (status["address"], status["images"], status["plan"]) == (
-        before["address"],
-        before["images"],
-        before["plan"],
-    )
-
-
-def test_a_spec_refused_from_the_start_has_no_workers_to_wait_for() -> None:
-    found = conditions(status_of(observed(), resource({"experts": {"memory": "1Mi"}})))
-    assert found["WorkersReady"] == ("False", "ExpertMemoryTooSmall")
-
-
 PROBLEMS = {
     "refused": (Problem(reason="Invalid", message="PVC tiny-cache: field is immutable"), "SpecAccepted", "Rejected"),
     "forbidden": (Problem(reason="Forbidden", message="Service tiny: no"), "Progressing", "Forbidden"),
@@ -235,34 +215,6 @@ def test_what_could_not_be_applied_is_told(problem: Problem, kind: str, reason: 
     assert conditions(status)[kind] == ("False", reason)
     assert conditions(status)["Ready"] == ("False", reason)
     assert problem.message in message(status, "Ready")
-
-
-def test_a_suspended_resource_says_so_and_counts_the_pods_that_still_stop() -> None:
-    spec = {"suspend": True}
-    children = standing(plan(spec))
-    stopping = conditions(status_of(running(children=children), resource(spec)))
-    stopped = conditions(status_of(running(children=children, pods=(), model=None), resource(spec)))
-    assert stopping["Progressing"] == ("True", "Suspending")
-    assert stopped["Progressing"] == ("False", "Suspended")
-    assert {kind for kind, (_, reason) in stopped.items() if reason == "Suspended"} == {
-        "Ready",
-        "Available",
-        "ModelReady",
-        "ServicesReady",
-        "WorkersReady",
-        "Progressing",
-    }
-
-
-@pytest.mark.parametrize(
-    ("generation", "ready"), [(1, ("True", "Serving")), (2, ("False", "Paused"))], ids=["applied", "newer"]
-)
-def test_a_paused_resource_is_ready_only_if_its_spec_was_applied(generation: int, ready: tuple[str, str]) -> None:
-    before = status_of(running())
-    paused = resource(generation=generation, status=before, annotations={"emoe.dev/paused": "true"})
-    found = conditions(status_of(running(), paused))
-    assert found["Ready"] == ready
-    assert found["Progressing"] == ("False", "Paused")
 
 
 def test_a_transitions_time_is_kept_until_the_status_changes() -> None:
@@ -287,8 +239,3 @@ def test_a_status_that_nothing_has_changed_is_built_the_same() -> None:
     before = status_of(running())
     later = running(now=NOW + datetime.timedelta(days=1))
     assert status_of(later, resource(status=before)) == before
-
-
-def test_a_budget_refused_before_any_workers_stand_leaves_its_figures_in_the_plan() -> None:
-    status = status_of(observed(model=model_ready()), resource({"experts": {"memory": "64Ki"}}))
-    assert status["plan"]["minBytes"] > 64 * 1024

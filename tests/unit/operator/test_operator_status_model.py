@@ -48,7 +48,6 @@ def failed(reason: str, *, permanent: bool = True) -> ModelView:
     )
 
 
-SOME = "25.0 MiB of 100 MiB fetched (25%), 1.0 MiB/s, about 1 min 30 s left"
 PHASES = {
     "resolving": (ModelView(phase=ModelPhase.RESOLVING), "False", "ModelResolving", "which files"),
     "fetching": (

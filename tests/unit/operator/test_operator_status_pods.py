@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from operator_cases import container_status, pod
 
-from emoe_operator.diagnosis import diagnose
+from emoe_operator.diagnosis import describe_start, diagnose
 
 
 def unschedulable(message: str) -> dict[str, Any]:
@@ -74,6 +74,51 @@ def test_a_crash_loops_pause_keeps_the_last_words() -> None:
 )
 def test_a_pod_that_is_only_starting_is_in_no_trouble(status: dict[str, Any]) -> None:
     assert diagnose(pod("worker", ready=False, **status)) is None
+
+
+PLACED = {"type": "PodScheduled", "status": "True"}
+
+
+def sandbox(status: str) -> dict[str, Any]:
+    return {"conditions": [PLACED, {"type": "PodReadyToStartContainers", "status": status}]}
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        pytest.param({"conditions": []}, "is not placed on a node yet", id="nobody has looked at it"),
+        pytest.param({"conditions": [PLACED]}, "is taken up by its node", id="placed"),
+        pytest.param({**waiting("PodInitializing"), "conditions": [PLACED]}, ": PodInitializing", id="initialised"),
+        pytest.param(
+            {**waiting("ContainerCreating"), **sandbox("False")},
+            ": ContainerCreating (its volumes and network are made)",
+            id="no sandbox yet",
+        ),
+        pytest.param(
+            {**waiting("ContainerCreating"), **sandbox("True")},
+            ": ContainerCreating (its image is pulled)",
+            id="sandbox",
+        ),
+        pytest.param(
+            {"containerStatuses": [container_status(state={"running": {}})], "conditions": [PLACED]}, "runs", id="runs"
+        ),
+    ],
+)
+def test_a_pod_that_starts_is_told_with_how_far_it_is(status: dict[str, Any], said: str) -> None:
+    told = describe_start(pod("worker", ready=False, **status))
+    assert told.startswith("tiny-worker-x1")
+    assert told.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("component", "field"),
+    [("worker", "spec.workers.resources.limits.memory"), ("loader", "spec.services.loader.resources.limits.memory")],
+)
+def test_memory_that_was_too_little_is_told_with_the_field_to_change(component: str, field: str) -> None:
+    trouble = diagnose(pod(component, ready=False, **ended("state", reason="OOMKilled", exitCode=137)))
+    assert trouble is not None
+    assert f"raise {field}" in trouble.message
+    assert ("spec.experts.memory" in trouble.message) == (component == "worker")
 
 
 def test_a_ready_pod_is_not_blamed_for_what_is_past() -> None:

@@ -85,6 +85,14 @@ def write(
     return folder
 
 
+def misplace(folder: Path) -> None:
+    """The index of the shards says that a tensor lies in the first, which has it not."""
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
+    path.write_text(json.dumps(index))
+
+
 def data_start(path: Path) -> int:
     return 8 + int(struct.unpack("<Q", path.read_bytes()[:8])[0])
 

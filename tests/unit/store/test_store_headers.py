@@ -99,10 +99,7 @@ def test_a_missing_shard_names_the_file_and_a_key_that_it_holds(sharded: Path) -
 
 
 def test_a_key_that_the_index_places_in_a_file_without_it_is_named(sharded: Path) -> None:
-    path = sharded / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
-    path.write_text(json.dumps(index))
+    store_samples.misplace(sharded)
     with pytest.raises(CheckpointError, match=r"model-00001-of-00003\.safetensors: model\.norm\.weight is missing"):
         ExpertStore.open(sharded)
 

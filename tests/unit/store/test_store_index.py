@@ -45,10 +45,7 @@ def test_a_file_that_changed_is_indexed_again(folder: Path) -> None:
 
 def test_a_changed_list_of_shards_is_read_again(sharded: Path) -> None:
     open_and_close(sharded)
-    path = sharded / "model.safetensors.index.json"
-    index = json.loads(path.read_text())
-    index["weight_map"]["model.norm.weight"] = "model-00001-of-00003.safetensors"
-    path.write_text(json.dumps(index))
+    store_samples.misplace(sharded)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight is missing"):
         ExpertStore.open(sharded)
 

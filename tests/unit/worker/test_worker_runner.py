@@ -13,6 +13,7 @@ from support.engines import open_parts
 
 from emoe.core.errors import NotReadyError
 from emoe.core.generation import Sampling
+from emoe.core.slots import SlotState
 from emoe.worker.build import EngineParts
 from emoe.worker.engine import Engine
 from emoe.worker.runner import MAX_REBUILDS, EngineRunner
@@ -101,7 +102,8 @@ async def test_a_step_that_fails_while_experts_load_leaves_no_slot_behind(
     assert "rebuilt" in (await runner.generate("unlucky"))[-1].error
     assert len(await runner.generate("after")) == 3
     table = parts.residency.table
-    assert table.num_free + len(list(table.residents())) + len(table.loading) == table.num_slots
+    states = [table.state(slot) for slot in range(table.num_slots)]
+    assert table.num_free + len(list(table.residents())) + states.count(SlotState.LOADING) == table.num_slots
 
 
 async def test_an_engine_that_fails_again_and_again_ends_and_tells_whoever_waits(

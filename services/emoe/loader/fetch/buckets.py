@@ -23,9 +23,11 @@ from botocore.exceptions import (  # type: ignore[import-untyped]
 from emoe.loader.fetch.checksums import Checksum
 from emoe.loader.fetch.failures import FetchError, Reason
 from emoe.loader.fetch.remotes import Incoming, Listing, RemoteFile
-from emoe.loader.fetch.web import CHUNK_BYTES, CONNECT_SECONDS, SILENCE_SECONDS, digest_of
+from emoe.loader.fetch.web import CONNECT_SECONDS, SILENCE_SECONDS, digest_of
 
 _AT_ONCE = 8
+_CHUNK_BYTES = 1 << 16
+"""Twice as much is buffered, and lost with a connection that breaks."""
 _ETAG = re.compile(r"[0-9a-f]{32}(?:-(\d+))?")
 _DIRECTORY_BUCKET = "--x-s3"
 """Of such a bucket an ETag is no MD5."""
@@ -123,5 +125,5 @@ def _s3_errors(what: str) -> Iterator[None]:
 
 async def _chunks(body: Any, url: str) -> AsyncIterator[bytes]:
     with _s3_errors(url):
-        while chunk := await body.read(CHUNK_BYTES):
+        while chunk := await body.read(_CHUNK_BYTES):
             yield chunk

@@ -59,6 +59,8 @@ def of_status(status: int, what: str) -> FetchError:
         )
     if status in (404, 410):
         return FetchError(Reason.NOT_FOUND, f"{what}: not found ({status}); check the address and the revision")
+    if status == 416:
+        return FetchError(Reason.CORRUPT, f"{what}: the file ends before it should, by what was listed (416)")
     if status == 408 or status == 429 or status >= 500:
         return FetchError(Reason.UNREACHABLE, f"{what}: the server answers {status}")
     return FetchError(Reason.INVALID_SOURCE, f"{what}: the server answers {status}; check the address")

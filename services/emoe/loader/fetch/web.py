@@ -21,7 +21,6 @@ from emoe.store.shards import INDEX_FILE, SINGLE_FILE, parse_weight_map
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 30.0
 """A server that sends nothing for so long is taken for gone."""
-CHUNK_BYTES = 1 << 20
 MAX_INDEX_BYTES = 256 * 1024 * 1024
 _AT_ONCE = 8
 
@@ -178,5 +177,6 @@ def _begin(response: aiohttp.ClientResponse, url: str) -> int:
 
 async def _chunks(response: aiohttp.ClientResponse, url: str) -> AsyncIterator[bytes]:
     with transport_errors(url):
-        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        # As it comes: a larger buffer would be lost, unread, with a connection that breaks.
+        async for chunk in response.content.iter_any():
             yield chunk
