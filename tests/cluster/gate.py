@@ -59,8 +59,6 @@ class Gate:
         url = URL(self._target + request.raw_path, encoded=True)
         async with self._session.request(request.method, url, headers=request.headers, allow_redirects=False) as answer:
             headers = {name: value for name, value in answer.headers.items() if name.lower() not in OF_ONE_HOP}
-            if answer.status == 206 and answer.content_length == 0:
-                return web.Response(status=416)  # as a server says that a file ends before the first byte asked for
             response = web.StreamResponse(status=answer.status, headers=headers)
             await response.prepare(request)
             if request.method == "GET":

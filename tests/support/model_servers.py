@@ -75,6 +75,8 @@ def ranged(request: web.Request, data: bytes, *, etag: str) -> web.Response:
     headers = {"ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
     if not begin:
         return web.Response(body=data, headers=headers)
+    if begin >= len(data):
+        return web.Response(status=416, headers=headers | {"Content-Range": f"bytes */{len(data)}"})
     headers["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
     return web.Response(status=206, body=data[begin:], headers=headers)
 
