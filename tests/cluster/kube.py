@@ -129,6 +129,16 @@ class Kube:
         """The resource once it is Ready as of its newest spec."""
         return wait_until(lambda: self.get("moed", resource), is_ready, seconds=seconds, what=f"{resource} is Ready")
 
+    def wait_operator_worked(self, resource: str) -> None:
+        """The operator that runs now has looked at all of the resource: it put a label back."""
+        self.kubectl("label", f"service/{resource}", "app.kubernetes.io/part-of=else", "--overwrite")
+        wait_until(
+            lambda: self.get("service", resource)["metadata"]["labels"]["app.kubernetes.io/part-of"],
+            lambda now: now == "emoe",
+            seconds=60,
+            what=f"the operator putting a label of {resource} back",
+        )
+
     def wait_gone(self, resource: str, *, seconds: float) -> float:
         """Seconds until none of its children is left."""
         started = time.monotonic()

@@ -32,12 +32,15 @@ SETTLE_SECONDS = 150.0
 RESTART_SECONDS = 60.0
 API_SECONDS = 60.0
 PODS = {"worker": 2, "scheduler": 2, "loader": 1, "predictor": 1}
+ONE_THREAD = {"name": "EMOE_WORKER_THREADS", "value": "1"}
+"""Workers on one small node: with a thread for each core, all of them wait for each other's turns."""
 SPEC = {
     "experts": {"memory": "50%", "missPolicy": "load"},
     "workers": {
         "replicas": PODS["worker"],
         "maxConcurrency": WORKER_CONCURRENCY,
         "resources": {"requests": {"cpu": "100m"}},
+        "podTemplate": {"spec": {"containers": [{"name": "main", "env": [ONE_THREAD]}]}},
     },
     "services": {"scheduler": {"replicas": PODS["scheduler"]}},
     "rollout": {"drainSeconds": 120},  # a scheduler's half of the queue is answered by then

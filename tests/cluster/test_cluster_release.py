@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import json
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import kube as k
 import pytest
 import yaml
 from asking import PROMPTS, ask_once, load
-from bed_access import crash, reach
+from bed_access import BED_STATE, crash, is_our_bed, reach
 from release import CHART, SYSTEM_NAMESPACE, Release, package_older
 
 pytestmark = pytest.mark.cluster
@@ -26,7 +25,7 @@ UPGRADED = {
     "experts": {"memory": "50%", "missPolicy": "load"},
     "workers": {"resources": {"requests": {"cpu": "100m"}}},
 }
-MANIFEST_TYPES = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
+AGAIN = "-again"
 
 
 def test_helm_test_makes_a_model_asks_it_and_removes_it(
@@ -80,21 +79,21 @@ def test_a_new_operator_image_restarts_no_worker(kube: k.Kube, release: Release,
     pods = {k.name_of(pod) for component in k.SERVICES for pod in kube.pods("pinned", component)}
     release.install("--set-string=image.worker.tag=another", "--set-string=image.control.tag=another")
     kube.kubectl("annotate", "moed/pinned", "somebody.example/poke=1")
-    wait_for_work(kube, "pinned")
+    wait_for_work(release, kube, "pinned")
     assert kube.get("moed", "pinned")["status"]["images"] == before
     assert {k.name_of(pod) for component in k.SERVICES for pod in kube.pods("pinned", component)} == pods
     kube.delete("moed", "pinned", "--wait=false")
 
 
-def wait_for_work(kube: k.Kube, resource: str) -> None:
-    """The operator that runs now has looked at all of the resource: it put a label back."""
-    kube.kubectl("label", f"service/{resource}", "app.kubernetes.io/part-of=else", "--overwrite")
+def wait_for_work(release: Release, kube: k.Kube, resource: str) -> None:
+    """By the operator that runs now: one that is going might still put a label back."""
     k.wait_until(
-        lambda: kube.get("service", resource)["metadata"]["labels"]["app.kubernetes.io/part-of"],
-        lambda now: now == "emoe",
+        lambda: release.system.select("leases")[0]["spec"]["holderIdentity"],
+        lambda holder: any(k.name_of(pod) in holder for pod in release.operator_pods()),
         seconds=60,
-        what="the new operator at work",
+        what="an operator that runs is the leader",
     )
+    kube.wait_operator_worked(resource)
 
 
 @pytest.fixture
@@ -109,7 +108,7 @@ def upgraded(kube: k.Kube, release: Release, restored: None, tmp_path: Path) -> 
 
 
 async def test_an_upgrade_under_load_fails_no_request_and_restarts_nothing_until_the_spec_changes(
-    upgraded: k.Kube, release: Release, figure: Callable[[str, str], None]
+    upgraded: k.Kube, other_names: list[str], release: Release, figure: Callable[[str, str], None]
 ) -> None:
     before, images = runs_of(upgraded), images_of(upgraded)
     assert "HIT" not in columns_of(upgraded)
@@ -117,14 +116,15 @@ async def test_an_upgrade_under_load_fails_no_request_and_restarts_nothing_until
         async with load(address, num_streams=NUM_STREAMS) as streams:
             await streams.until_answered(NUM_STREAMS)
             started = time.monotonic()
-            await asyncio.to_thread(release.install, *by_digest(upgraded))
+            await asyncio.to_thread(release.install, *other_names)
             figure(f"helm upgrade under {NUM_STREAMS} streams", f"{time.monotonic() - started:.1f} s")
-            await asyncio.to_thread(wait_for_work, upgraded, "upgraded")
+            await asyncio.to_thread(wait_for_work, release, upgraded, "upgraded")
             await streams.until_answered(NUM_STREAMS)
             assert await asyncio.to_thread(runs_of, upgraded) == before
             assert await asyncio.to_thread(images_of, upgraded) == images
             assert "HIT" in await asyncio.to_thread(columns_of, upgraded)
             await asyncio.to_thread(roll, upgraded)
+            assert set((await asyncio.to_thread(images_of, upgraded)).values()).isdisjoint(images.values())
             await streams.until_answered(NUM_STREAMS)
     after = {run.pod for run in runs_of(upgraded)}
     assert not after & {run.pod for run in before}
@@ -162,28 +162,28 @@ def roll(kube: k.Kube) -> None:
         kube.wait_pods("upgraded", component, 1)
     for component, image in images_of(kube).items():
         (pod,) = kube.pods("upgraded", component)
-        assert "@sha256:" in image
         assert pod["spec"]["containers"][0]["image"] == image
 
 
-def by_digest(kube: k.Kube) -> list[str]:
-    """helm's options for the same images under other names: by their digests."""
+@pytest.fixture
+def other_names(upgraded: k.Kube) -> Iterator[list[str]]:
+    """helm's options for the same images under other names: a tag that our bed's node is told of, else the digest."""
     components = {"control": "scheduler", "worker": "worker"}
-    pods = {image: kube.pods("upgraded", component)[0] for image, component in components.items()}
-    return [f"--set=image.{image}.digest={digest_of(pod)}" for image, pod in pods.items()]
+    pods = {image: upgraded.pods("upgraded", component)[0] for image, component in components.items()}
+    if not is_our_bed():
+        pulled = {image: pod["status"]["containerStatuses"][0]["imageID"] for image, pod in pods.items()}
+        yield [f"--set=image.{image}.digest={name.rpartition('@')[2]}" for image, name in pulled.items()]
+        return
+    names = {image: pod["spec"]["containers"][0]["image"] for image, pod in pods.items()}
+    for name in names.values():
+        on_node("tag", "--force", name, name + AGAIN)
+    yield [f"--set-string=image.{image}.tag={name.rpartition(':')[2]}{AGAIN}" for image, name in names.items()]
+    upgraded.delete("moed", "upgraded", "--wait=false")
+    on_node("rm", *(name + AGAIN for name in names.values()))
 
 
-def digest_of(pod: k.Body) -> str:
-    """Of its image's manifest: as its node pulled it, or as the registry of our bed has it, whose node was given it."""
-    _, _, pulled = pod["status"]["containerStatuses"][0]["imageID"].partition("@")
-    if pulled:
-        return str(pulled)
-    registry, _, rest = pod["spec"]["containers"][0]["image"].partition("/")
-    path, _, tag = rest.rpartition(":")
-    asked = urllib.request.Request(f"http://{registry}/v2/{path}/manifests/{tag}", method="HEAD")
-    asked.add_header("Accept", MANIFEST_TYPES)
-    with urllib.request.urlopen(asked, timeout=10) as answer:
-        return str(answer.headers["Docker-Content-Digest"])
+def on_node(*arguments: str) -> None:
+    k.run("ctr", f"--address={BED_STATE}/ctd/c.sock", "--namespace=k8s.io", "images", *arguments)
 
 
 def test_the_second_operator_takes_over_when_the_first_is_killed(

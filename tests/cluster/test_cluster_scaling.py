@@ -93,21 +93,10 @@ def asked_selectors(namespace: str) -> list[str]:
 def test_the_operator_leaves_the_number_that_an_autoscaler_set(autoscaled: k.Kube) -> None:
     uids = {pod["metadata"]["uid"] for pod in autoscaled.pods(NAME, "worker")}
     for _ in range(3):
-        make_the_operator_work(autoscaled)
+        autoscaled.wait_operator_worked(NAME)
         assert wanted(autoscaled) == 2
         assert autoscaled.get("deployment", f"{NAME}-worker")["spec"]["replicas"] == 2
     assert {pod["metadata"]["uid"] for pod in autoscaled.pods(NAME, "worker")} == uids
-
-
-def make_the_operator_work(kube: k.Kube) -> None:
-    """A label that it has to put back: when it has, it looked at everything."""
-    kube.kubectl("label", f"service/{NAME}", "app.kubernetes.io/part-of=else", "--overwrite")
-    k.wait_until(
-        lambda: kube.get("service", NAME)["metadata"]["labels"]["app.kubernetes.io/part-of"],
-        lambda now: now == "emoe",
-        seconds=20,
-        what="the label put back",
-    )
 
 
 def test_who_applies_the_resource_again_leaves_the_number_that_an_autoscaler_set(autoscaled: k.Kube) -> None:

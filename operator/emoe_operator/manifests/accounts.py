@@ -30,16 +30,7 @@ def ca_bundle(context: Context) -> list[Manifest]:
     """Named by its content, or running loaders would not take up new certificates."""
     if not context.settings.ca_bundle:
         return []
-    return [
-        manifest(
-            context.resource,
-            api_version="v1",
-            kind="ConfigMap",
-            name=_ca_name(context),
-            component="loader",
-            data={_CA_FILE: context.settings.ca_bundle},
-        )
-    ]
+    return [_loader_map(context, _ca_name(context), {_CA_FILE: context.settings.ca_bundle})]
 
 
 def ca_environment(context: Context) -> list[Variable]:
@@ -59,16 +50,7 @@ def model_revision(context: Context) -> list[Manifest]:
     one that runs is not restarted because it has resolved it."""
     if context.spec.model.parsed_source.scheme != "hf":
         return []
-    return [
-        manifest(
-            context.resource,
-            api_version="v1",
-            kind="ConfigMap",
-            name=_revision_name(context),
-            component="loader",
-            data={_REVISION_KEY: context.revision},
-        )
-    ]
+    return [_loader_map(context, _revision_name(context), {_REVISION_KEY: context.revision})]
 
 
 def revision_environment(context: Context) -> list[Variable]:
@@ -84,3 +66,7 @@ def _revision_name(context: Context) -> str:
 
 def _ca_name(context: Context) -> str:
     return f"{context.resource.name}-ca-{digest(context.settings.ca_bundle)[:8]}"
+
+
+def _loader_map(context: Context, name: str, data: dict[str, str]) -> Manifest:
+    return manifest(context.resource, api_version="v1", kind="ConfigMap", name=name, component="loader", data=data)

@@ -23,6 +23,20 @@ def _requests_fit(resources: Resources) -> bool:
     return all(limit is None or amount.value <= limit.value for amount, limit in pairs)
 
 
+def _not_negative(field: str) -> Rule:
+    def holds(resources: Resources) -> bool:
+        amounts: dict[str, Quantity] = getattr(resources, field)
+        return all(amount.value >= 0 for amount in amounts.values())
+
+    return Rule(
+        cel=f"!has(self.{field}) || self.{field}.all(name, !isQuantity(string(self.{field}[name])) "
+        f"|| quantity(string(self.{field}[name])).compareTo(quantity('0')) >= 0)",
+        message=f"a {field.removesuffix('s')} cannot be negative; write 0 or more",
+        holds=holds,
+        field=f".{field}",
+    )
+
+
 class Resources(ApiModel):
     """What the container asks of its node, as in any pod."""
 
@@ -40,20 +54,7 @@ class Resources(ApiModel):
             holds=lambda resources: _requests_fit(resources),
             field=".requests",
         ),
-        Rule(
-            cel="!has(self.limits) || self.limits.all(name, !isQuantity(string(self.limits[name])) "
-            "|| quantity(string(self.limits[name])).compareTo(quantity('0')) >= 0)",
-            message="a limit cannot be negative; write 0 or more",
-            holds=lambda resources: all(amount.value >= 0 for amount in resources.limits.values()),
-            field=".limits",
-        ),
-        Rule(
-            cel="!has(self.requests) || self.requests.all(name, !isQuantity(string(self.requests[name])) "
-            "|| quantity(string(self.requests[name])).compareTo(quantity('0')) >= 0)",
-            message="a request cannot be negative; write 0 or more",
-            holds=lambda resources: all(amount.value >= 0 for amount in resources.requests.values()),
-            field=".requests",
-        ),
+        *(_not_negative(field) for field in ("limits", "requests")),
     )
 
     @property
