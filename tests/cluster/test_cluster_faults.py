@@ -188,7 +188,7 @@ async def test_a_service_behind_the_workers_is_killed(busy: k.Kube, door: Door, 
         await until_settled(busy)
         await streams.until_answered(FEW_ANSWERS)
     figure(f"{component} killed", streams.describe())
-    assert set(streams.codes()) == {"OK"}
+    assert not streams.failed(), streams.failed()[:3]
 
 
 def documented_retries() -> str:
@@ -228,7 +228,7 @@ async def test_the_operator_is_killed_in_the_middle_of_a_change(
         await until_settled(busy)
         await streams.until_answered(FEW_ANSWERS)
     figure("operator killed while schedulers were replaced", streams.describe())
-    assert set(streams.codes()) == {"OK"}
+    assert not streams.failed(), streams.failed()[:3]
 
 
 @pytest.mark.skipif(not is_our_bed(), reason="a given cluster's control plane is left alone")
@@ -241,7 +241,7 @@ async def test_the_api_server_restarts(busy: k.Kube, door: Door, figure: Figure)
         await until_settled(busy)
         await streams.until_answered(FEW_ANSWERS)
     figure("API server restarted", streams.describe())
-    assert set(streams.codes()) == {"OK"}
+    assert not streams.failed(), streams.failed()[:3]
 
 
 def wait_for_api() -> None:
@@ -265,7 +265,7 @@ async def test_the_budget_changes(busy: k.Kube, door: Door, figure: Figure) -> N
         figure("budget changed: until both workers are replaced", f"{time.monotonic() - started:.1f} s")
         await streams.until_answered(FEW_ANSWERS)
     figure("budget changed", streams.describe())
-    assert set(streams.codes()) == {"OK"}
+    assert not streams.failed(), streams.failed()[:3]
 
 
 async def test_workers_are_scaled_to_three_and_back(busy: k.Kube, door: Door, figure: Figure) -> None:
@@ -276,4 +276,4 @@ async def test_workers_are_scaled_to_three_and_back(busy: k.Kube, door: Door, fi
         await until_settled(busy)
         await streams.until_answered(FEW_ANSWERS)
     figure("scaled 2 to 3 to 2", streams.describe())
-    assert set(streams.codes()) == {"OK"}
+    assert not streams.failed(), streams.failed()[:3]
