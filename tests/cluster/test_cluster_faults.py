@@ -220,7 +220,8 @@ async def test_one_of_two_schedulers_is_killed(busy: k.Kube, door: Door, figure:
 async def test_the_operator_is_killed_in_the_middle_of_a_change(
     busy: k.Kube, door: Door, figure: Figure, release: Release
 ) -> None:
-    async with under_load(busy, door) as streams:
+    """Clients ask as the manual says: a gRPC server that closes cancels the calls that reach it just then."""
+    async with under_load(busy, door, service_config=documented_retries()) as streams:
         change = {"spec": {"services": {"scheduler": {"podTemplate": {"metadata": {"annotations": {"round": "1"}}}}}}}
         await asyncio.to_thread(busy.patch, "moed", "busy", change)
         for pod in await asyncio.to_thread(release.operator_pods):
