@@ -207,6 +207,10 @@ class Load:
     def failed(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if not outcome.is_ok]
 
+    def reasons(self) -> dict[tuple[str, str], int]:
+        """Why answers are not whole, and how often."""
+        return dict(collections.Counter((one.code, one.details) for one in self.failed()).most_common(5))
+
     def describe(self) -> str:
         shares = (f"{code} {num} ({num / len(self.outcomes):.1%})" for code, num in sorted(self.codes().items()))
         return f"{len(self.outcomes)} requests: {', '.join(shares)}"

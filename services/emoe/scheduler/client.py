@@ -35,6 +35,8 @@ class ReportedWorker:
     num_sequences: int
     """Running and waiting inside the worker."""
     max_tokens_per_sequence: int
+    num_tokens: int = 0
+    """Of prompts and answers, ever: tells a later report from the same one again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ def parse_worker(state: loader_pb2.WorkerState) -> ReportedWorker:
         free_sequences=state.free_sequences,
         num_sequences=state.num_running + state.num_waiting,
         max_tokens_per_sequence=state.max_tokens_per_sequence,
+        num_tokens=state.counters.num_prompt_tokens + state.counters.num_completion_tokens,
     )
 
 

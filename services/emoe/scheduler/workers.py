@@ -65,8 +65,11 @@ class Worker:
         )
 
     def observe(self, reported: ReportedWorker) -> None:
-        self.reported = reported
-        self._num_in_flight_at_report = self.num_in_flight
+        """The same again is no news: the loader lists all workers whenever one of them has some, and what was sent on
+        this report must not be sent on it once more."""
+        if reported != self.reported:
+            self.reported = reported
+            self._num_in_flight_at_report = self.num_in_flight
 
     def end_calls(self) -> None:
         """Rather than leave them to hang."""

@@ -26,7 +26,9 @@ class Clock:
         return self.seconds
 
 
-def report(num_running: int = 0, *, worker_id: str = "w", max_tokens: int = 100, ready: bool = True) -> ReportedWorker:
+def report(
+    num_running: int = 0, *, worker_id: str = "w", max_tokens: int = 100, ready: bool = True, num_tokens: int = 0
+) -> ReportedWorker:
     return ReportedWorker(
         worker_id=worker_id,
         address="127.0.0.1:1",
@@ -34,6 +36,7 @@ def report(num_running: int = 0, *, worker_id: str = "w", max_tokens: int = 100,
         free_sequences=max(0, NUM_SEQUENCES - num_running),
         num_sequences=num_running,
         max_tokens_per_sequence=max_tokens,
+        num_tokens=num_tokens,
     )
 
 
@@ -202,7 +205,7 @@ async def _live_through(happenings: list[str]) -> None:
         await desk.pool.update([report()])
         tasks: list[asyncio.Task[None]] = []
         snapshots: list[ReportedWorker] = []
-        for happening in happenings:
+        for step, happening in enumerate(happenings, start=1):
             match happening:
                 case "arrive":
                     tasks.append(await desk.arrive(ticket(float(len(tasks)))))
@@ -212,13 +215,13 @@ async def _live_through(happenings: list[str]) -> None:
                     tasks.pop().cancel()
                     await settle()
                 case "snapshot":
-                    snapshots.append(report(num_running=desk.dispatcher.num_running))
+                    snapshots.append(report(num_running=desk.dispatcher.num_running, num_tokens=step))
                 case "deliver" if snapshots:
                     await desk.pool.update([snapshots.pop(0)])
                     await settle()
             assert desk.dispatcher.num_running <= NUM_SEQUENCES
             assert desk.dispatcher.num_running + desk.dispatcher.num_waiting == sum(not task.done() for task in tasks)
-        await desk.pool.update([report(num_running=desk.dispatcher.num_running)])
+        await desk.pool.update([report(num_running=desk.dispatcher.num_running, num_tokens=len(happenings) + 1)])
         await settle()
         assert desk.dispatcher.num_running == min(NUM_SEQUENCES, len(tasks))
 
@@ -233,5 +236,19 @@ async def test_other_schedulers_requests_count_against_a_worker() -> None:
         assert worker.free_sequences == 0
         worker.num_in_flight = 0
         assert worker.free_sequences == 1
+    finally:
+        await worker.client.close()
+
+
+async def test_a_report_that_is_listed_again_is_not_sent_on_twice() -> None:
+    """The loader lists all workers whenever one of them has news."""
+    worker = Worker(report(num_running=1, num_tokens=5))
+    try:
+        assert worker.free_sequences == 2
+        worker.num_in_flight = 2
+        worker.observe(report(num_running=1, num_tokens=5))
+        assert worker.free_sequences == 0
+        worker.observe(report(num_running=1, num_tokens=9))
+        assert worker.free_sequences == 1, "another scheduler's request ended meanwhile"
     finally:
         await worker.client.close()
