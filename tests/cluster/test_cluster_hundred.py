@@ -42,7 +42,8 @@ def num_requests(account: str, since: str) -> dict[str, int]:
     for line in (BED_STATE / "log" / "audit").read_text().splitlines():
         entry = json.loads(line)
         resource = entry.get("objectRef", {}).get("resource", "")
-        if entry["user"]["username"] != account or resource == "leases" or entry["stageTimestamp"] < since:
+        username = entry["user"].get("username")  # none in a request whose credentials are refused
+        if username != account or resource == "leases" or entry["stageTimestamp"] < since:
             continue
         if entry["stage"] == "ResponseComplete":
             key = f"{entry['verb']} {resource}"
