@@ -60,7 +60,7 @@ def measure(store: ExpertStore) -> ModelFootprint:
     )
 
 
-def geometry_of(store: ExpertStore) -> ModelGeometry:
+def geometry_of(store: ExpertStore, *, calibration_bytes: int = 0) -> ModelGeometry:
     """All that a worker's memory is planned from; 0 where the configuration does not say."""
     longest = store.config.get("max_position_embeddings")
     return ModelGeometry(
@@ -68,6 +68,7 @@ def geometry_of(store: ExpertStore) -> ModelGeometry:
         base_bytes=measure(store).base_bytes,
         kv_bytes_per_token=kv_bytes_per_token(store.config, bits=DTYPE_BITS[store.dtype]) or 0,
         max_context=longest if type(longest) is int and longest > 0 else 0,
+        calibration_bytes=calibration_bytes,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from emoe.core.errors import CheckpointError
+from emoe.store.profile import CALIBRATION_FILE, LEARNED_FILE
 from emoe.store.shards import INDEX_FILE
 from emoe.store.store import ExpertStore
 
@@ -21,7 +22,7 @@ BASE_ONLY_MARKER = ".emoe-base-only"
 """In a folder whose weight files have holes where the experts would be."""
 
 _SUFFIXES = frozenset({".json", ".jinja", ".model", ".tiktoken"})
-_NAMES = frozenset({"merges.txt", "vocab.txt"})
+_NAMES = frozenset({"merges.txt", "vocab.txt", LEARNED_FILE, CALIBRATION_FILE})
 _FOREIGN_INDEX = ".index.json"
 
 

@@ -9,8 +9,6 @@ from emoe.core.errors import CheckpointError
 
 SHIPPED_MODEL = "emoe-tiny"
 MODEL_MARKER = "config.json"
-PRIOR_FILE = "predictor.state"
-"""Beside a model: what a predictor had learnt of it."""
 
 
 def shipped_model() -> Path:

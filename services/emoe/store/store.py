@@ -30,6 +30,8 @@ from emoe.store.shards import find_shards
 from emoe.store.sidecar import default_cache_dir
 from emoe.store.tensors import Extent, TensorEntry
 
+FINGERPRINT_BYTES = 4096
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadCounters:
@@ -132,6 +134,17 @@ class ExpertStore:
         entry = self._base_entry(key)
         extent = Extent(key, entry.file, entry.offset, entry.num_bytes)
         self._files.read([extent], _writable(buffer, entry.num_bytes))
+
+    def fingerprint(self) -> str:
+        """Tells weights apart that have the same shapes: hashed are the first bytes of each tensor outside the experts.
+
+        What was measured on one set of weights (a profile, a calibration) does not hold for a fine-tuned one.
+        """
+        hashed = hashlib.sha256(self.digest.encode())
+        for key, entry in sorted(self.base_tensors.items()):
+            hashed.update(key.encode())
+            hashed.update(self._files.read_at(entry.file, min(entry.num_bytes, FINGERPRINT_BYTES), entry.offset))
+        return hashed.hexdigest()
 
     def header_bytes(self, file: str) -> int:
         """Where the first tensor of a weight file begins."""

@@ -48,6 +48,40 @@ MODEL_PHASE_FAILED: ModelPhase.ValueType  # 5
 Global___ModelPhase: _TypeAlias = ModelPhase  # noqa: Y015
 
 @_typing.final
+class GetProfileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProfileRequest: _TypeAlias = GetProfileRequest  # noqa: Y015
+
+@_typing.final
+class GetProfileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProfileResponse: _TypeAlias = GetProfileResponse  # noqa: Y015
+
+@_typing.final
 class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -379,6 +413,7 @@ class WorkerState(_message.Message):
     APPLIED_EPOCH_FIELD_NUMBER: _builtins.int
     MISS_POLICY_FIELD_NUMBER: _builtins.int
     SLOT_BYTES_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """host:port of WorkerService."""
@@ -400,6 +435,10 @@ class WorkerState(_message.Message):
     def resident(self) -> _residency_pb2.ExpertSet: ...
     @_builtins.property
     def counters(self) -> Global___WorkerCounters: ...
+    @_builtins.property
+    def running(self) -> Global___RunningDemand:
+        """What its running requests will route next, foretold from what each routed so far; rises in version when it changes."""
+
     def __init__(
         self,
         *,
@@ -417,14 +456,43 @@ class WorkerState(_message.Message):
         applied_epoch: _builtins.int = ...,
         miss_policy: _builtins.str = ...,
         slot_bytes: _builtins.int = ...,
+        running: Global___RunningDemand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "model", b"model", "resident", b"resident"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "model", b"model", "resident", b"resident", "running", b"running"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_epoch", b"applied_epoch", "counters", b"counters", "free_sequences", b"free_sequences", "max_tokens_per_sequence", b"max_tokens_per_sequence", "miss_policy", b"miss_policy", "model", b"model", "num_running", b"num_running", "num_slots", b"num_slots", "num_waiting", b"num_waiting", "ready", b"ready", "resident", b"resident", "slot_bytes", b"slot_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_epoch", b"applied_epoch", "counters", b"counters", "free_sequences", b"free_sequences", "max_tokens_per_sequence", b"max_tokens_per_sequence", "miss_policy", b"miss_policy", "model", b"model", "num_running", b"num_running", "num_slots", b"num_slots", "num_waiting", b"num_waiting", "ready", b"ready", "resident", b"resident", "running", b"running", "slot_bytes", b"slot_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
+
+@_typing.final
+class RunningDemand(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    NUM_REQUESTS_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    num_requests: _builtins.int
+    @_builtins.property
+    def demand(self) -> _residency_pb2.ExpertDemand:
+        """Of the running requests whose prompts have run, their expected tokens' choices."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        demand: _residency_pb2.ExpertDemand | None = ...,
+        num_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "num_requests", b"num_requests", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningDemand: _TypeAlias = RunningDemand  # noqa: Y015
 
 @_typing.final
 class WorkerCounters(_message.Message):
@@ -623,12 +691,15 @@ class TaskLoad(_message.Message):
     NUM_WAITING_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     NUM_EXPECTED_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_TOKENS_FIELD_NUMBER: _builtins.int
     task: _builtins.str
     num_running: _builtins.int
     num_waiting: _builtins.int
     num_prompt_tokens: _builtins.int
     """Prompt tokens of these, and answer tokens expected of them."""
     num_expected_tokens: _builtins.int
+    num_waiting_tokens: _builtins.int
+    """Of both, those of waiting ones."""
     def __init__(
         self,
         *,
@@ -637,10 +708,11 @@ class TaskLoad(_message.Message):
         num_waiting: _builtins.int = ...,
         num_prompt_tokens: _builtins.int = ...,
         num_expected_tokens: _builtins.int = ...,
+        num_waiting_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_expected_tokens", b"num_expected_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running", b"num_running", "num_waiting", b"num_waiting", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_expected_tokens", b"num_expected_tokens", "num_prompt_tokens", b"num_prompt_tokens", "num_running", b"num_running", "num_waiting", b"num_waiting", "num_waiting_tokens", b"num_waiting_tokens", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

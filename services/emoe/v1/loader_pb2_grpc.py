@@ -74,6 +74,11 @@ class LoaderServiceStub:
                 request_serializer=emoe_dot_v1_dot_loader__pb2.ReportTasksRequest.SerializeToString,
                 response_deserializer=emoe_dot_v1_dot_loader__pb2.ReportTasksResponse.FromString,
                 _registered_method=True)
+        self.GetProfile = channel.unary_stream(
+                '/emoe.v1.LoaderService/GetProfile',
+                request_serializer=emoe_dot_v1_dot_loader__pb2.GetProfileRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_loader__pb2.GetProfileResponse.FromString,
+                _registered_method=True)
 
 
 class LoaderServiceServicer:
@@ -135,6 +140,13 @@ class LoaderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetProfile(self, request, context):
+        """The model's task profile, emoe-profile.json, in parts; no message where it has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LoaderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +189,11 @@ def add_LoaderServiceServicer_to_server(servicer, server):
                     servicer.ReportTasks,
                     request_deserializer=emoe_dot_v1_dot_loader__pb2.ReportTasksRequest.FromString,
                     response_serializer=emoe_dot_v1_dot_loader__pb2.ReportTasksResponse.SerializeToString,
+            ),
+            'GetProfile': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetProfile,
+                    request_deserializer=emoe_dot_v1_dot_loader__pb2.GetProfileRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_loader__pb2.GetProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +412,33 @@ class LoaderService:
             '/emoe.v1.LoaderService/ReportTasks',
             emoe_dot_v1_dot_loader__pb2.ReportTasksRequest.SerializeToString,
             emoe_dot_v1_dot_loader__pb2.ReportTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProfile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/emoe.v1.LoaderService/GetProfile',
+            emoe_dot_v1_dot_loader__pb2.GetProfileRequest.SerializeToString,
+            emoe_dot_v1_dot_loader__pb2.GetProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

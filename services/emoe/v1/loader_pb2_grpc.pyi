@@ -48,6 +48,8 @@ class LoaderServiceStub:
     """The worker list, now and after every change or heartbeat."""
     ReportTasks: _grpc.StreamUnaryMultiCallable[_loader_pb2.ReportTasksRequest, _loader_pb2.ReportTasksResponse]
     """A scheduler's tasks, running and queued; each message replaces that scheduler's last."""
+    GetProfile: _grpc.UnaryStreamMultiCallable[_loader_pb2.GetProfileRequest, _loader_pb2.GetProfileResponse]
+    """The model's task profile, emoe-profile.json, in parts; no message where it has none."""
 
 @_typing.type_check_only
 class LoaderServiceAsyncStub(LoaderServiceStub):
@@ -69,6 +71,8 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     """The worker list, now and after every change or heartbeat."""
     ReportTasks: _aio.StreamUnaryMultiCallable[_loader_pb2.ReportTasksRequest, _loader_pb2.ReportTasksResponse]  # type: ignore[assignment]
     """A scheduler's tasks, running and queued; each message replaces that scheduler's last."""
+    GetProfile: _aio.UnaryStreamMultiCallable[_loader_pb2.GetProfileRequest, _loader_pb2.GetProfileResponse]  # type: ignore[assignment]
+    """The model's task profile, emoe-profile.json, in parts; no message where it has none."""
 
 class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -135,5 +139,13 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_loader_pb2.ReportTasksResponse, _abc.Awaitable[_loader_pb2.ReportTasksResponse]]:
         """A scheduler's tasks, running and queued; each message replaces that scheduler's last."""
+
+    @_abc_1.abstractmethod
+    def GetProfile(
+        self,
+        request: _loader_pb2.GetProfileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_loader_pb2.GetProfileResponse], _abc.AsyncIterator[_loader_pb2.GetProfileResponse]]:
+        """The model's task profile, emoe-profile.json, in parts; no message where it has none."""
 
 def add_LoaderServiceServicer_to_server(servicer: LoaderServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

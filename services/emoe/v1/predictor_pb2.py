@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from emoe.v1 import residency_pb2 as emoe_dot_v1_dot_residency__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65moe/v1/predictor.proto\x12\x07\x65moe.v1\x1a\x17\x65moe/v1/residency.proto\"\xc5\x01\n\x0ePredictRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12<\n\x0btask_tokens\x18\x03 \x03(\x0b\x32\'.emoe.v1.PredictRequest.TaskTokensEntry\x1a\x31\n\x0fTaskTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"T\n\x0fPredictResponse\x12%\n\x06\x64\x65mand\x18\x01 \x01(\x0b\x32\x15.emoe.v1.ExpertDemand\x12\x1a\n\x12num_choices_learnt\x18\x02 \x01(\x04\"\xa2\x01\n\x14ReportRoutingRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12\x0c\n\x04task\x18\x03 \x01(\t\x12%\n\x06\x63ounts\x18\x04 \x01(\x0b\x32\x15.emoe.v1.ExpertCounts\x12\x11\n\tworker_id\x18\x05 \x01(\t\",\n\x15ReportRoutingResponse\x12\x13\n\x0bnum_reports\x18\x01 \x01(\x04\x32\xa2\x01\n\x10PredictorService\x12<\n\x07Predict\x12\x17.emoe.v1.PredictRequest\x1a\x18.emoe.v1.PredictResponse\x12P\n\rReportRouting\x12\x1d.emoe.v1.ReportRoutingRequest\x1a\x1e.emoe.v1.ReportRoutingResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65moe/v1/predictor.proto\x12\x07\x65moe.v1\x1a\x17\x65moe/v1/residency.proto\"\xc5\x01\n\x0ePredictRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12<\n\x0btask_tokens\x18\x03 \x03(\x0b\x32\'.emoe.v1.PredictRequest.TaskTokensEntry\x1a\x31\n\x0fTaskTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x92\x01\n\x0fPredictResponse\x12%\n\x06\x64\x65mand\x18\x01 \x01(\x0b\x32\x15.emoe.v1.ExpertDemand\x12\x1a\n\x12num_choices_learnt\x18\x02 \x01(\x04\x12\x13\n\x0bhas_profile\x18\x03 \x01(\x08\x12\x11\n\tpredictor\x18\x04 \x01(\t\x12\x14\n\x0cstepped_back\x18\x05 \x01(\x08\"\x86\x01\n\x12LoadProfileRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12\x11\n\x07profile\x18\x03 \x01(\x0cH\x00\x12\x11\n\x07learned\x18\x04 \x01(\x0cH\x00\x42\x06\n\x04part\"(\n\x13LoadProfileResponse\x12\x11\n\tnum_tasks\x18\x01 \x01(\r\"\xa2\x01\n\x14ReportRoutingRequest\x12\x1f\n\x05model\x18\x01 \x01(\x0b\x32\x10.emoe.v1.ModelId\x12!\n\x04grid\x18\x02 \x01(\x0b\x32\x13.emoe.v1.ExpertGrid\x12\x0c\n\x04task\x18\x03 \x01(\t\x12%\n\x06\x63ounts\x18\x04 \x01(\x0b\x32\x15.emoe.v1.ExpertCounts\x12\x11\n\tworker_id\x18\x05 \x01(\t\",\n\x15ReportRoutingResponse\x12\x13\n\x0bnum_reports\x18\x01 \x01(\x04\x32\xee\x01\n\x10PredictorService\x12<\n\x07Predict\x12\x17.emoe.v1.PredictRequest\x1a\x18.emoe.v1.PredictResponse\x12P\n\rReportRouting\x12\x1d.emoe.v1.ReportRoutingRequest\x1a\x1e.emoe.v1.ReportRoutingResponse(\x01\x12J\n\x0bLoadProfile\x12\x1b.emoe.v1.LoadProfileRequest\x1a\x1c.emoe.v1.LoadProfileResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,12 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTREQUEST']._serialized_end=259
   _globals['_PREDICTREQUEST_TASKTOKENSENTRY']._serialized_start=210
   _globals['_PREDICTREQUEST_TASKTOKENSENTRY']._serialized_end=259
-  _globals['_PREDICTRESPONSE']._serialized_start=261
-  _globals['_PREDICTRESPONSE']._serialized_end=345
-  _globals['_REPORTROUTINGREQUEST']._serialized_start=348
-  _globals['_REPORTROUTINGREQUEST']._serialized_end=510
-  _globals['_REPORTROUTINGRESPONSE']._serialized_start=512
-  _globals['_REPORTROUTINGRESPONSE']._serialized_end=556
-  _globals['_PREDICTORSERVICE']._serialized_start=559
-  _globals['_PREDICTORSERVICE']._serialized_end=721
+  _globals['_PREDICTRESPONSE']._serialized_start=262
+  _globals['_PREDICTRESPONSE']._serialized_end=408
+  _globals['_LOADPROFILEREQUEST']._serialized_start=411
+  _globals['_LOADPROFILEREQUEST']._serialized_end=545
+  _globals['_LOADPROFILERESPONSE']._serialized_start=547
+  _globals['_LOADPROFILERESPONSE']._serialized_end=587
+  _globals['_REPORTROUTINGREQUEST']._serialized_start=590
+  _globals['_REPORTROUTINGREQUEST']._serialized_end=752
+  _globals['_REPORTROUTINGRESPONSE']._serialized_start=754
+  _globals['_REPORTROUTINGRESPONSE']._serialized_end=798
+  _globals['_PREDICTORSERVICE']._serialized_start=801
+  _globals['_PREDICTORSERVICE']._serialized_end=1039
 # @@protoc_insertion_point(module_scope)

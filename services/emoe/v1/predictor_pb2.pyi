@@ -75,8 +75,16 @@ class PredictResponse(_message.Message):
 
     DEMAND_FIELD_NUMBER: _builtins.int
     NUM_CHOICES_LEARNT_FIELD_NUMBER: _builtins.int
+    HAS_PROFILE_FIELD_NUMBER: _builtins.int
+    PREDICTOR_FIELD_NUMBER: _builtins.int
+    STEPPED_BACK_FIELD_NUMBER: _builtins.int
     num_choices_learnt: _builtins.int
     """Token-expert choices learnt from so far, of the tasks asked for."""
+    has_profile: _builtins.bool
+    """Whether a profile of this model was loaded: a predictor that began anew has to be given it again."""
+    predictor: _builtins.str
+    """Which predictor answered; and, if it stepped back to the frequency of what was counted, that it did."""
+    stepped_back: _builtins.bool
     @_builtins.property
     def demand(self) -> _residency_pb2.ExpertDemand: ...
     def __init__(
@@ -84,14 +92,72 @@ class PredictResponse(_message.Message):
         *,
         demand: _residency_pb2.ExpertDemand | None = ...,
         num_choices_learnt: _builtins.int = ...,
+        has_profile: _builtins.bool = ...,
+        predictor: _builtins.str = ...,
+        stepped_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "num_choices_learnt", b"num_choices_learnt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "has_profile", b"has_profile", "num_choices_learnt", b"num_choices_learnt", "predictor", b"predictor", "stepped_back", b"stepped_back"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class LoadProfileRequest(_message.Message):
+    """The first message names the model; parts of a file follow one another in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    GRID_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    LEARNED_FIELD_NUMBER: _builtins.int
+    profile: _builtins.bytes
+    """Of emoe-profile.json."""
+    learned: _builtins.bytes
+    """Of emoe-profile.safetensors."""
+    @_builtins.property
+    def model(self) -> _residency_pb2.ModelId: ...
+    @_builtins.property
+    def grid(self) -> _residency_pb2.ExpertGrid: ...
+    def __init__(
+        self,
+        *,
+        model: _residency_pb2.ModelId | None = ...,
+        grid: _residency_pb2.ExpertGrid | None = ...,
+        profile: _builtins.bytes = ...,
+        learned: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "learned", b"learned", "model", b"model", "part", b"part", "profile", b"profile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grid", b"grid", "learned", b"learned", "model", b"model", "part", b"part", "profile", b"profile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["profile", "learned"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___LoadProfileRequest: _TypeAlias = LoadProfileRequest  # noqa: Y015
+
+@_typing.final
+class LoadProfileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_TASKS_FIELD_NUMBER: _builtins.int
+    num_tasks: _builtins.int
+    def __init__(
+        self,
+        *,
+        num_tasks: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tasks", b"num_tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadProfileResponse: _TypeAlias = LoadProfileResponse  # noqa: Y015
 
 @_typing.final
 class ReportRoutingRequest(_message.Message):

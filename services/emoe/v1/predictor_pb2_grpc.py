@@ -44,6 +44,11 @@ class PredictorServiceStub:
                 request_serializer=emoe_dot_v1_dot_predictor__pb2.ReportRoutingRequest.SerializeToString,
                 response_deserializer=emoe_dot_v1_dot_predictor__pb2.ReportRoutingResponse.FromString,
                 _registered_method=True)
+        self.LoadProfile = channel.stream_unary(
+                '/emoe.v1.PredictorService/LoadProfile',
+                request_serializer=emoe_dot_v1_dot_predictor__pb2.LoadProfileRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_predictor__pb2.LoadProfileResponse.FromString,
+                _registered_method=True)
 
 
 class PredictorServiceServicer:
@@ -62,6 +67,14 @@ class PredictorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadProfile(self, request_iterator, context):
+        """What is known of a model's tasks beforehand: the files beside it, in parts. Replaces what was loaded before for the
+        same model; counts learnt since stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -74,6 +87,11 @@ def add_PredictorServiceServicer_to_server(servicer, server):
                     servicer.ReportRouting,
                     request_deserializer=emoe_dot_v1_dot_predictor__pb2.ReportRoutingRequest.FromString,
                     response_serializer=emoe_dot_v1_dot_predictor__pb2.ReportRoutingResponse.SerializeToString,
+            ),
+            'LoadProfile': grpc.stream_unary_rpc_method_handler(
+                    servicer.LoadProfile,
+                    request_deserializer=emoe_dot_v1_dot_predictor__pb2.LoadProfileRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_predictor__pb2.LoadProfileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -130,6 +148,33 @@ class PredictorService:
             '/emoe.v1.PredictorService/ReportRouting',
             emoe_dot_v1_dot_predictor__pb2.ReportRoutingRequest.SerializeToString,
             emoe_dot_v1_dot_predictor__pb2.ReportRoutingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadProfile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/emoe.v1.PredictorService/LoadProfile',
+            emoe_dot_v1_dot_predictor__pb2.LoadProfileRequest.SerializeToString,
+            emoe_dot_v1_dot_predictor__pb2.LoadProfileResponse.FromString,
             options,
             channel_credentials,
             insecure,

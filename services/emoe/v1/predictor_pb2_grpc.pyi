@@ -34,6 +34,10 @@ class PredictorServiceStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_predictor_pb2.PredictRequest, _predictor_pb2.PredictResponse]
     ReportRouting: _grpc.StreamUnaryMultiCallable[_predictor_pb2.ReportRoutingRequest, _predictor_pb2.ReportRoutingResponse]
     """Workers' routing counts, as they come. Answered when the worker closes the stream."""
+    LoadProfile: _grpc.StreamUnaryMultiCallable[_predictor_pb2.LoadProfileRequest, _predictor_pb2.LoadProfileResponse]
+    """What is known of a model's tasks beforehand: the files beside it, in parts. Replaces what was loaded before for the
+    same model; counts learnt since stay.
+    """
 
 @_typing.type_check_only
 class PredictorServiceAsyncStub(PredictorServiceStub):
@@ -41,6 +45,10 @@ class PredictorServiceAsyncStub(PredictorServiceStub):
     Predict: _aio.UnaryUnaryMultiCallable[_predictor_pb2.PredictRequest, _predictor_pb2.PredictResponse]  # type: ignore[assignment]
     ReportRouting: _aio.StreamUnaryMultiCallable[_predictor_pb2.ReportRoutingRequest, _predictor_pb2.ReportRoutingResponse]  # type: ignore[assignment]
     """Workers' routing counts, as they come. Answered when the worker closes the stream."""
+    LoadProfile: _aio.StreamUnaryMultiCallable[_predictor_pb2.LoadProfileRequest, _predictor_pb2.LoadProfileResponse]  # type: ignore[assignment]
+    """What is known of a model's tasks beforehand: the files beside it, in parts. Replaces what was loaded before for the
+    same model; counts learnt since stay.
+    """
 
 class PredictorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -57,5 +65,15 @@ class PredictorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_predictor_pb2.ReportRoutingResponse, _abc.Awaitable[_predictor_pb2.ReportRoutingResponse]]:
         """Workers' routing counts, as they come. Answered when the worker closes the stream."""
+
+    @_abc_1.abstractmethod
+    def LoadProfile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_predictor_pb2.LoadProfileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_predictor_pb2.LoadProfileResponse, _abc.Awaitable[_predictor_pb2.LoadProfileResponse]]:
+        """What is known of a model's tasks beforehand: the files beside it, in parts. Replaces what was loaded before for the
+        same model; counts learnt since stay.
+        """
 
 def add_PredictorServiceServicer_to_server(servicer: PredictorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
