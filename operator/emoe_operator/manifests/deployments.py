@@ -37,7 +37,6 @@ def predictor_deployment(context: Context) -> Manifest:
         environment=[
             *shared_environment(context, "predictor", drain_seconds=_SINGLE_DRAIN_SECONDS),
             variable("EMOE_PREDICTOR_STATE_DIR", STATE_PATH),
-            *_prior(context),
         ],
         resources=_resources(wanted.resources, context.settings.predictor_resources),
         drain_seconds=_SINGLE_DRAIN_SECONDS,
@@ -45,12 +44,6 @@ def predictor_deployment(context: Context) -> Manifest:
         storage=storage,
     )
     return deployment(context, "predictor", replicas=1, strategy=RECREATE, template=pod_template(context, service))
-
-
-def _prior(context: Context) -> list[Variable]:
-    """The model that ships brings what was learnt of it."""
-    is_shipped = context.spec.model.parsed_source.scheme == "demo"
-    return [variable("EMOE_PREDICTOR_PRIOR", context.spec.model.source)] if is_shipped else []
 
 
 def loader_deployment(context: Context) -> Manifest:
@@ -77,6 +70,7 @@ def _loader_environment(context: Context) -> list[Variable]:
         variable("EMOE_LOADER_MODEL_CACHE", CACHE_PATH),
         variable("EMOE_LOADER_PREDICTOR", address(context.resource, "predictor")),
         variable("EMOE_LOADER_REFRESH_INTERVAL_PROMPTS", experts.refresh_interval_prompts),
+        variable("EMOE_LOADER_PLANNER", experts.planner),
         *_pinned("LOADER", experts),
         *ca_environment(context),
         *(variable(name, value) for name, value in sorted(context.settings.pod_env.items())),
@@ -108,6 +102,7 @@ def _scheduler_environment(context: Context, drain_seconds: int) -> list[Variabl
     tasks, scheduling = context.spec.tasks, context.spec.scheduling
     targets = {task.name: task.slo.model_dump(exclude_none=True) for task in tasks}
     slos = {name: slo for name, slo in targets.items() if slo}
+    examples = {task.name: task.examples for task in tasks if task.examples}
     return [
         *shared_environment(context, "scheduler", drain_seconds=drain_seconds),
         variable("EMOE_SCHEDULER_LOADER", address(context.resource, "loader")),
@@ -116,6 +111,8 @@ def _scheduler_environment(context: Context, drain_seconds: int) -> list[Variabl
         variable("EMOE_SCHEDULER_MAX_QUEUED_REQUESTS", scheduling.max_queued_requests),
         *([variable("EMOE_SCHEDULER_EXTRA_TASKS", to_json([task.name for task in tasks]))] if tasks else []),
         *([variable("EMOE_SCHEDULER_TASK_SLOS", to_json(slos))] if slos else []),
+        *([variable("EMOE_SCHEDULER_TASK_EXAMPLES", to_json(examples))] if examples else []),
+        *([] if scheduling.identify_tasks else [variable("EMOE_SCHEDULER_IDENTIFY_TASKS", "false")]),
     ]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, PlainValidator, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 from emoe.api.schema import RULES_KEY, Rule
 from emoe.core.memory import MEMORY_PATTERN, ExpertMemory, parse_expert_memory
 from emoe.core.quantity import MAX_CHARACTERS, PATTERN, parse_quantity, whole_bytes
+from emoe.core.refresh import MAX_SET_INTERVAL_PROMPTS, parse_interval
 
 PERCENT_OR_COUNT_PATTERN = r"^([0-9]{1,4}|(100|[1-9]?[0-9])%)$"
 
@@ -113,6 +114,23 @@ class Memory(IntOrString):
     @property
     def parsed(self) -> ExpertMemory:
         return parse_expert_memory(self)
+
+
+PromptsOrAuto = Annotated[
+    int | str,
+    PlainValidator(parse_interval),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "pattern": "^auto$",
+            "maxLength": 4,
+            "minimum": 1,
+            "maximum": MAX_SET_INTERVAL_PROMPTS,
+        }
+    ),
+]
+"""A number stays one here, so that its default is written as `40`."""
 
 
 class CountOrPercent(IntOrString):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from emoe.api.quantity import CountOrPercent, Memory
+from emoe.api.quantity import CountOrPercent, Memory, PromptsOrAuto
 from emoe.api.schema import ApiModel, Rule
 from emoe.api.services import AnnotationMap, Cache, Services, Tracing, Workers
 from emoe.api.source import (
@@ -22,8 +22,11 @@ from emoe.api.source import (
     is_source,
     parse_source,
 )
+from emoe.core.refresh import DEFAULT_REFRESH_INTERVAL_PROMPTS
+from emoe.core.tasks import MAX_EXAMPLE_CHARACTERS, MAX_EXAMPLES, check_examples
 
 TASK_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
+Example = Annotated[str, Field(min_length=1, max_length=MAX_EXAMPLE_CHARACTERS)]
 ExpertIndex = Annotated[int, Field(ge=0, le=4095)]
 
 
@@ -122,8 +125,13 @@ class Experts(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["layer"]},
     )
     """Experts that always stay in memory; they take their places from the same budget."""
-    refresh_interval_prompts: int = Field(default=40, ge=1, le=100_000)
-    """Prompts between two predictions (p in the eMoE paper)."""
+    refresh_interval_prompts: PromptsOrAuto = DEFAULT_REFRESH_INTERVAL_PROMPTS
+    """Prompts between two predictions (p in the eMoE paper). auto: more of them while predictions change little, fewer
+    when they change."""
+    planner: Literal["global", "per-layer", "adapmoe"] = "global"
+    """How a worker's places are split among layers. global: the most demanded experts of all. per-layer: as many in
+    each layer, as in the eMoE paper. adapmoe: the split with the fewest expected loads, found exactly; it differs from
+    global where routing is limited to groups of experts."""
 
     rules = (
         Rule(
@@ -158,6 +166,9 @@ class Task(ApiModel):
     """One of emoe's own (chat, classification, code, math, qa, summarization, translation), or a name of one's own."""
     slo: TaskSlo = TaskSlo()
     """What requests of this task are promised when they name no targets themselves."""
+    examples: tuple[Example, ...] = Field(default=(), max_length=MAX_EXAMPLES)
+    """Prompts that show what the task is. A request that names no task is of this one if its prompt is enough like an
+    example; five do well. All tasks' together have at most 32 KiB."""
 
     rules = (
         Rule(
@@ -176,12 +187,14 @@ class Task(ApiModel):
 
 
 class Scheduling(ApiModel):
-    """In which order requests run, and how many may wait."""
+    """In which order requests run, how many may wait, and whether tasks are identified."""
 
     policy: Literal["fifo", "edf"] = "fifo"
     """fifo: first come, first served. edf: the earliest deadline first."""
     max_queued_requests: int = Field(default=256, ge=1, le=65_536)
     """More are refused with RESOURCE_EXHAUSTED and a delay to retry after; of each scheduler."""
+    identify_tasks: bool = True
+    """Name the task of a request whose client named none, by its prompt; otherwise it is unknown."""
 
 
 class FrontDoor(ApiModel):
@@ -266,4 +279,5 @@ class Spec(ApiModel):
     @classmethod
     def _names_a_task_once(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
         _refuse_duplicates([task.name for task in tasks], "task")
+        check_examples({task.name: task.examples for task in tasks if task.examples})
         return tasks

@@ -103,7 +103,22 @@ class ServiceRow:
     samples: tuple[LoopSample, ...]
 
 
-Row = EngineRow | MemoryRow | ReadRow | ServiceRow
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanningRow:
+    """One call of a step, on one thread. Processor times leave out what others took of the core meanwhile."""
+
+    shape: str
+    num_layers: int
+    num_experts: int
+    top_k: int
+    step: str
+    p50_seconds: float
+    p99_seconds: float
+    processor_p50_seconds: float
+    processor_p99_seconds: float
+
+
+Row = EngineRow | MemoryRow | ReadRow | ServiceRow | PlanningRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emoe.cli.reporting import reported_errors
+
+if TYPE_CHECKING:
+    from emoe.bench.planning import ModelShape
 
 bench_app = typer.Typer(help="Measure emoe on this machine, against transformers where it can.", no_args_is_help=True)
 
@@ -124,6 +128,54 @@ def services(
             threads=threads,
         )
         give(run_services(resolve_model(model), settings, say=say), json_file)
+
+
+@bench_app.command()
+def planning(
+    model: ModelArgument = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LxE[/K]",
+            help="Layers x experts of each, K chosen by a token (2); may be given again. Instead of the known shapes.",
+        ),
+    ] = None,
+    resident: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the experts that plans choose.")] = 0.25,
+    repeats: Annotated[int, typer.Option(min=1, help="Calls of each step that are clocked.")] = 200,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Time of one prediction and of one plan, on one thread: for Mixtral's and Qwen3's shapes, and the model's own."""
+    from emoe.cli.bench_report import give, say
+    from emoe.cli.paths import resolve_model
+
+    with reported_errors():
+        from emoe.bench.planning import KNOWN_SHAPES, PlanningSettings, bench_planning, shape_of
+        from emoe.store.store import ExpertStore
+
+        shapes = parse_shapes(shape or [])
+        if not shapes or model is not None:
+            folder = resolve_model(model)
+            with ExpertStore.open(folder) as store:
+                shapes += (*(() if shapes else KNOWN_SHAPES), shape_of(store.grid, folder.name))
+        settings = PlanningSettings(shapes=shapes, resident_ratio=resident, repeats=repeats)
+        give(asyncio.run(bench_planning(settings, say=say)), json_file)
+
+
+def parse_shapes(texts: list[str]) -> tuple[ModelShape, ...]:
+    """`48x128/8`; typer.BadParameter for anything else."""
+    from emoe.bench.planning import ModelShape
+
+    shapes = []
+    for text in texts:
+        matched = re.fullmatch(r"([1-9][0-9]{0,2})x([1-9][0-9]{0,3})(?:/([1-9][0-9]{0,2}))?", text, re.ASCII)
+        num_layers, num_experts, top_k = (int(part or 2) for part in matched.groups()) if matched else (0, 0, 1)
+        if top_k > num_experts:
+            raise typer.BadParameter(
+                f"{text!r} must be layers x experts, as 32x8 or 48x128/8: with K of the experts chosen by a token",
+                param_hint="--shape",
+            )
+        shapes.append(ModelShape(name=text, num_layers=num_layers, num_experts=num_experts, top_k=top_k))
+    return tuple(shapes)
 
 
 def parse_counts(option: str, text: str) -> tuple[int, ...]:

@@ -1,21 +1,22 @@
 """Which experts stay resident, given demand and slots (the `ResidencyPlanner` seam).
 
-Every planner returns at most `num_slots` experts and leaves every layer routable (`RoutingRule.is_routable`).
+Every planner returns at most `num_slots` experts and leaves every layer routable (`RoutingRule.is_routable`). `global`
+and `per-layer` are here, `adapmoe` has a module of its own.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from emoe.core.errors import BudgetError, PlanError
-from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid, RoutingRule
+from emoe.core.adapmoe import AdapMoEPlanner
+from emoe.core.errors import PlanError
+from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid
+from emoe.core.planning_groups import add_blocks
 from emoe.core.refresh import favour_pinned
+from emoe.core.routable import check_budget, most_demanded, routable_minimum
 
 
 class ResidencyPlanner(Protocol):
@@ -25,21 +26,21 @@ class ResidencyPlanner(Protocol):
 
 
 class GlobalGreedyPlanner:
-    """The most demanded experts of the whole model, after every layer's routable minimum."""
+    """The most demanded experts of the whole model, after every layer's routable minimum.
+
+    No plan covers more demand, unless routing is limited to groups.
+    """
 
     def plan(self, demand: FloatGrid, *, num_slots: int, grid: ExpertGrid) -> BoolGrid:
         check_budget(num_slots, grid)
+        layers = list(grid.moe_layers)
         wanted = np.zeros(grid.shape, dtype=np.bool_)
-        for layer in grid.moe_layers:
-            wanted[layer] = routable_minimum(demand[layer], grid.rule)
-        spare = num_slots - int(wanted.sum())
-        closed: set[tuple[int, int]] = set()
-        for block in _blocks_by_demand(demand, wanted, grid):
-            if len(block.experts) > spare or block.group in closed:
-                closed.add(block.group)
-                continue
-            wanted[block.group[0], block.experts] = True
-            spare -= len(block.experts)
+        least = routable_minimum(demand[layers], grid.rule)
+        spare = num_slots - int(least.sum())
+        if grid.rule.num_groups > 1:
+            wanted[layers] = add_blocks(demand[layers], least, grid.rule, spare=spare)
+        else:
+            wanted[layers] = _add_best(demand[layers], least, spare=spare)
         return wanted
 
 
@@ -69,7 +70,11 @@ class PinnedPlanner:
         return self._planner.plan(favour_pinned(demand, self._pinned), num_slots=num_slots, grid=grid)
 
 
-PLANNERS: dict[str, ResidencyPlanner] = {"global": GlobalGreedyPlanner(), "per-layer": PerLayerTopPlanner()}
+PLANNERS: dict[str, ResidencyPlanner] = {
+    "global": GlobalGreedyPlanner(),
+    "per-layer": PerLayerTopPlanner(),
+    "adapmoe": AdapMoEPlanner(),
+}
 
 
 def check_pinned(pinned: Collection[ExpertId], grid: ExpertGrid) -> None:
@@ -78,52 +83,9 @@ def check_pinned(pinned: Collection[ExpertId], grid: ExpertGrid) -> None:
         raise PlanError(f"pinned experts that this model does not have: {', '.join(unknown)}; pin others, or none")
 
 
-def routable_minimum(demand_E: npt.NDArray[np.float64], rule: RoutingRule) -> npt.NDArray[np.bool_]:
-    """The most demanded set of `rule.min_residents` experts that keeps one layer routable."""
-    per_group = rule.min_residents_per_group
-    groups = demand_E.reshape(rule.num_groups, -1)
-    best = np.argsort(-groups, axis=1, kind="stable")[:, :per_group]
-    covered = np.take_along_axis(groups, best, axis=1).sum(axis=1)
-    wanted = np.zeros_like(groups, dtype=np.bool_)
-    for group in np.argsort(-covered, kind="stable")[: rule.topk_groups]:
-        wanted[group, best[group]] = True
-    return wanted.reshape(-1)
-
-
-def check_budget(num_slots: int, grid: ExpertGrid) -> None:
-    """BudgetError when no plan of so many slots can be routable."""
-    needed = grid.rule.min_residents * len(grid.moe_layers)
-    if num_slots < needed:
-        raise BudgetError(
-            f"{num_slots} slots are too few: {len(grid.moe_layers)} layers need {grid.rule.min_residents} residents "
-            f"each, {needed} in all ({needed * grid.expert_bytes} bytes); raise the expert memory"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """Experts that come into residency together: one, or the least that brings an unused group into use."""
-
-    group: tuple[int, int]
-    experts: npt.NDArray[np.int64]
-    mean_demand: float
-
-
-def _blocks_by_demand(demand: FloatGrid, wanted: BoolGrid, grid: ExpertGrid) -> list[_Block]:
-    """What may still be added, most demanded per expert first; a group's own blocks stay in their order."""
-    rule = grid.rule
-    size = rule.num_experts // rule.num_groups
-    blocks: list[_Block] = []
-    for layer in grid.moe_layers:
-        for group in range(rule.num_groups):
-            members = np.arange(group * size, (group + 1) * size)
-            missing = members[~wanted[layer, members]]
-            ranked = missing[np.argsort(-demand[layer, missing], kind="stable")]
-            head = rule.min_residents_per_group if len(missing) == size else 0
-            cuts = [0, head, *range(head + 1, len(ranked) + 1)] if head else list(range(len(ranked) + 1))
-            for start, stop in itertools.pairwise(cuts):
-                experts = ranked[start:stop]
-                # The mean of equal numbers may round below them, and a later block would overtake its group's first.
-                mean = max(float(demand[layer, experts].mean()), float(demand[layer, experts[-1]]))
-                blocks.append(_Block((layer, group), experts, mean))
-    return sorted(blocks, key=lambda block: -block.mean_demand)
+def _add_best(demand_LE: FloatGrid, wanted_LE: BoolGrid, *, spare: int) -> BoolGrid:
+    """`wanted` and the `spare` most demanded of the others; equals in the order of layer, then index."""
+    best = most_demanded(np.where(wanted_LE, -np.inf, demand_LE).ravel())[:spare]
+    added = wanted_LE.copy()
+    added.reshape(-1)[best] = True
+    return added

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -15,11 +16,17 @@ import numpy as np
 
 from emoe.core.experts import ExpertGrid, FloatGrid
 from emoe.core.planning import ResidencyPlanner
-from emoe.core.refresh import favour_residents
+from emoe.core.refresh import (
+    DEFAULT_REFRESH_INTERVAL_PROMPTS,
+    favour_residents,
+    kept_ratio,
+    next_interval_prompts,
+)
 from emoe.core.tasks import BUILTIN_TASKS, UNKNOWN
 from emoe.loader.forecast import Forecast
 from emoe.loader.news import News
 from emoe.loader.task_mix import TaskMix
+from emoe.loader.worker_demand import demand_of, margin_of
 from emoe.loader.workers import Basis, Member, Plan, Workers, WorkerState
 
 Ask = Callable[[frozenset[str]], Awaitable[Mapping[str, FloatGrid] | None]]
@@ -32,9 +39,10 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """`refresh_interval_prompts` is eMoE's p."""
+    """`refresh_interval_prompts` is eMoE's p; with `adapts`, the one to begin with."""
 
-    refresh_interval_prompts: int = 40
+    refresh_interval_prompts: int = DEFAULT_REFRESH_INTERVAL_PROMPTS
+    adapts: bool = False
     ask_again_seconds: float = 5.0
     """Between two questions while the predictor does not answer."""
     apply_deadline_seconds: float = 30.0
@@ -63,6 +71,11 @@ def should_ask(last: LastAsked | None, *, num_prompts: int, new_tasks: bool, now
     return new_tasks or num_prompts - last.num_prompts >= interval
 
 
+def is_whole_interval(last: LastAsked | None, *, num_prompts: int, pace: Pace) -> bool:
+    """Whether the last answer stood for all of p: one asked for sooner would have little to say of drift."""
+    return last is not None and last.answered and num_prompts - last.num_prompts >= pace.refresh_interval_prompts
+
+
 def is_in_flight(member: Member, *, now_seconds: float, pace: Pace) -> bool:
     """Whether the worker is still busy with the plan that it was given."""
     if member.plan is None or member.state.applied_epoch >= member.plan.epoch:
@@ -74,7 +87,7 @@ def build_plan(
     state: WorkerState, last: Plan | None, demand: FloatGrid, planner: ResidencyPlanner, grid: ExpertGrid
 ) -> Plan:
     """Epochs go on from what the worker has applied: it may have had plans from a loader before this one."""
-    favoured = favour_residents(demand, state.resident)
+    favoured = favour_residents(demand, state.resident, margin_ratio=margin_of(state))
     wanted = planner.plan(favoured, num_slots=state.num_slots, grid=grid)
     return Plan(epoch=max(last.epoch if last else 0, state.applied_epoch) + 1, wanted=wanted, demand=demand)
 
@@ -143,11 +156,11 @@ class PlanningLoop:
     async def plan_once(self) -> bool:
         """A plan for each worker that is free for one and would learn from it. Whether any plan is in flight then."""
         now_seconds = self._clock()
-        demand = self._forecast.demand(self._mix.task_tokens)
         for member in self._workers.members():
             basis = self._basis_of(member)
             if member.basis == basis or is_in_flight(member, now_seconds=now_seconds, pace=self._pace):
                 continue
+            demand = demand_of(member.state, self._mix, self._forecast.demand)
             # A large model takes a tenth of a second: heartbeats and pulls go on meanwhile.
             plan = await asyncio.to_thread(build_plan, member.state, member.plan, demand, self._planner, self._grid)
             if is_worth_sending(member, plan, basis):
@@ -157,10 +170,12 @@ class PlanningLoop:
         return any(is_in_flight(member, now_seconds=now_seconds, pace=self._pace) for member in self._workers.members())
 
     def _basis_of(self, member: Member) -> Basis:
+        running = member.state.running
         return Basis(
             forecast_version=self._forecast.version,
             mix_version=self._mix.version,
             num_slots=member.state.num_slots,
+            running_version=0 if running is None else running.version,
         )
 
     def _is_due(self) -> bool:
@@ -175,13 +190,31 @@ class PlanningLoop:
     async def ask_if_due(self) -> None:
         if self._ask is None or not self._workers.members() or not self._is_due():
             return
-        num_prompts = self._mix.num_prompts
+        num_prompts, last = self._mix.num_prompts, self._last_asked
         per_token = await self._ask(tasks_to_ask(self._mix.task_tokens))
         answered = per_token is not None
         if self._last_asked is None or self._last_asked.answered != answered:
             _log.info("the predictor answers" if answered else "the predictor does not answer; the last demand stands")
         self._last_asked = LastAsked(num_prompts=num_prompts, at_seconds=self._clock(), answered=answered)
         if per_token is not None:
+            before = self._forecast.demand(self._mix.task_tokens)
             self._forecast.update(per_token)
+            if self._pace.adapts and is_whole_interval(last, num_prompts=num_prompts, pace=self._pace):
+                await self._adapt(before)
         self._first_asked.set()
         self._news.announce()
+
+    async def _adapt(self, before: FloatGrid) -> None:
+        """Judged for the worker with the fewest slots, where a wrong plan costs the most."""
+        num_slots = min((member.state.num_slots for member in self._workers.members()), default=0)
+        if not num_slots:
+            return
+        plan = functools.partial(self._planner.plan, num_slots=num_slots, grid=self._grid)
+        kept = await asyncio.to_thread(kept_ratio, before, self._forecast.demand(self._mix.task_tokens), plan)
+        interval = next_interval_prompts(self._pace.refresh_interval_prompts, kept)
+        _log.debug(
+            "the next prediction is after %d prompts, the last was after %d: of the demand foretold now, experts "
+            "chosen from the one before cover %.3f of what the best do",
+            *(interval, self._pace.refresh_interval_prompts, kept),
+        )
+        self._pace = dataclasses.replace(self._pace, refresh_interval_prompts=interval)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from emoe.core.experts import ExpertId
 from emoe.core.planning import PLANNERS
+from emoe.core.refresh import DEFAULT_REFRESH_INTERVAL_PROMPTS, RefreshInterval, parse_interval
 from emoe.runtime.settings import ServiceSettings
 from emoe.store.sidecar import default_cache_dir
 
@@ -36,9 +38,11 @@ class LoaderSettings(ServiceSettings):
     """host:port of the predictor. Without one demand is uniform, and `refresh_interval_prompts` does nothing."""
     predictor_retry_seconds: float = Field(default=5.0, gt=0)
     """Between two questions while the predictor does not answer."""
-    refresh_interval_prompts: int = Field(default=40, ge=1)
-    """Prompts between two predictions."""
+    refresh_interval_prompts: int | Literal["auto"] = DEFAULT_REFRESH_INTERVAL_PROMPTS
+    """Prompts between two predictions; auto: more of them while predictions change little, fewer when they change."""
     planner: str = "global"
+    """How the slots are split: global (the most demanded experts of all), per-layer (as many in each layer) or adapmoe
+    (the fewest expected loads, exactly; differs from global where routing is limited to groups)."""
     pinned: tuple[ExpertId, ...] = ()
     """Experts that are in every plan, as [[layer, index], ...]."""
     cache_dir: Path | None = None
@@ -57,6 +61,12 @@ class LoaderSettings(ServiceSettings):
         if "model" in info.data and (source is None) == (info.data["model"] is None):
             raise ValueError("give either a model's folder (--model) or a source, not both and not neither")
         return source
+
+    @field_validator("refresh_interval_prompts", mode="before")
+    @classmethod
+    def _check_interval(cls, value: object) -> RefreshInterval:
+        is_number = isinstance(value, str) and value.isascii() and value.isdigit()
+        return parse_interval(int(value) if is_number else value)  # type: ignore[call-overload]  # text of digits
 
     @field_validator("planner")
     @classmethod

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 from cluster.refused_cases import VALID, apply_patch
 from hypothesis import given
@@ -12,7 +12,9 @@ from emoe.api.pods import Resources
 from emoe.api.quantity import Memory, Quantity
 from emoe.api.resource import MoEDeployment
 from emoe.api.source import ModelSource
+from emoe.api.spec import Experts
 from emoe.api.status import Status
+from emoe.core.planning import PLANNERS
 
 
 def test_everything_but_the_model_has_a_default() -> None:
@@ -95,3 +97,7 @@ def test_every_name_that_is_taken_leaves_room_for_a_childs(name: str) -> None:
     assert MoEDeployment.parse(apply_patch({"metadata": {"name": name}})).metadata.name == name
     assert len(child_name(name, "scheduler")) + len("-1234567890-12345") <= 253
     assert len(child_name(name, "scheduler")) <= 63
+
+
+def test_every_planner_that_there_is_can_be_asked_for() -> None:
+    assert set(get_args(Experts.model_fields["planner"].annotation)) == set(PLANNERS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emoe.core.own_routing import SPAN_TOKENS, OwnRoutingRegression, normalise
+from emoe.core.frequencies import normalise
+from emoe.core.own_routing import SPAN_TOKENS, OwnRoutingRegression
 
 SHAPE = (3, 8)
 

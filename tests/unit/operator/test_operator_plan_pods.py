@@ -94,6 +94,14 @@ def test_schedulers_are_told_tasks_and_their_targets_as_json() -> None:
     assert json.loads(told["EMOE_SCHEDULER_EXTRA_TASKS"]) == ["code", "tickets"]
     assert json.loads(told["EMOE_SCHEDULER_TASK_SLOS"]) == {"code": {"ttft_seconds": 2.0, "tpot_seconds": 0.1}}
     assert told["EMOE_SCHEDULER_POLICY"] == "edf"
+    assert "EMOE_SCHEDULER_TASK_EXAMPLES" not in told
+
+
+def test_schedulers_are_told_what_tasks_are_by_examples_as_they_were_written() -> None:
+    tasks = [{"name": "tickets", "examples": ["Which team? The lift is stuck.", "Welches Team? Tür klemmt."]}]
+    told = environment(plan({"tasks": tasks, "scheduling": {"identifyTasks": False}}), "scheduler")
+    assert json.loads(told["EMOE_SCHEDULER_TASK_EXAMPLES"]) == {"tickets": tasks[0]["examples"]}
+    assert told["EMOE_SCHEDULER_IDENTIFY_TASKS"] == "false"
 
 
 def test_only_the_loader_sees_the_secret_and_the_operators_variables() -> None:
