@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 from emoe.core.experts import ExpertGrid
 from emoe.core.planning import PLANNERS, PinnedPlanner
+from emoe.core.refresh import DEFAULT_REFRESH_INTERVAL_PROMPTS
 from emoe.loader.client import PredictorClient
 from emoe.loader.fetch.cache import ModelCache
 from emoe.loader.news import News
@@ -23,7 +24,6 @@ from emoe.loader.service import LoaderService
 from emoe.loader.settings import LoaderSettings
 from emoe.loader.task_mix import TaskMix
 from emoe.loader.workers import Workers
-from emoe.runtime.grids import ModelId
 from emoe.runtime.lifecycle import ServiceHost, run_process, service_host
 from emoe.store.store import ExpertStore
 
@@ -93,12 +93,12 @@ class _Loader:
             num_threads=self._settings.read_threads,
         )
         self._files.push_async_callback(asyncio.to_thread, reads.close)
-        model = self._service.model = OpenModel.of(store, reads)
+        model = self._service.model = await asyncio.to_thread(OpenModel.of, store, reads)
         _log.info("%s from %s is open: %d experts", store.family, self._progress.source, model.grid.num_experts_total)
         if not self._progress.revision:
             self._progress.resolve(model.id.digest)
         self._progress.enter(Phase.READY)
-        ask = await self._files.enter_async_context(_predictor(self._settings.predictor, model.id, model.grid))
+        ask = await self._files.enter_async_context(_predictor(self._settings.predictor, model))
         loop = _planning_loop(
             self._settings, workers=self._workers, mix=self._mix, news=self._news, grid=model.grid, ask=ask
         )
@@ -108,12 +108,12 @@ class _Loader:
 
 
 @contextlib.asynccontextmanager
-async def _predictor(address: str | None, model: ModelId, grid: ExpertGrid) -> AsyncIterator[Ask | None]:
+async def _predictor(address: str | None, model: OpenModel) -> AsyncIterator[Ask | None]:
     if address is None:
         _log.info("no predictor is set: demand is uniform, and refresh_interval_prompts does nothing")
         yield None
         return
-    client = PredictorClient(address, model=model, grid=grid)
+    client = PredictorClient(address, model=model.id, grid=model.grid, profile=model.profile)
     try:
         yield client.ask
     finally:
@@ -130,12 +130,18 @@ def _planning_loop(
         grid=grid,
         planner=PinnedPlanner(PLANNERS[settings.planner], settings.pinned, grid),
         ask=ask,
-        pace=Pace(
-            refresh_interval_prompts=settings.refresh_interval_prompts,
-            ask_again_seconds=settings.predictor_retry_seconds,
-            apply_deadline_seconds=settings.apply_deadline_seconds,
-        ),
+        pace=pace_from(settings),
         clock=time.monotonic,
+    )
+
+
+def pace_from(settings: LoaderSettings) -> Pace:
+    interval = settings.refresh_interval_prompts
+    return Pace(
+        refresh_interval_prompts=DEFAULT_REFRESH_INTERVAL_PROMPTS if interval == "auto" else interval,
+        adapts=interval == "auto",
+        ask_again_seconds=settings.predictor_retry_seconds,
+        apply_deadline_seconds=settings.apply_deadline_seconds,
     )
 
 

@@ -9,18 +9,19 @@ import dataclasses
 
 from emoe.core.errors import InvalidRequestError, PlanError
 from emoe.core.experts import ExpertGrid
-from emoe.core.planning import check_budget
+from emoe.core.routable import check_budget
 from emoe.core.tasks import UNKNOWN, parse_task_name
 from emoe.loader.base_files import Piece
 from emoe.loader.opened import OpenModel
 from emoe.loader.progress import Phase, Progress
 from emoe.loader.task_mix import TaskReport
-from emoe.loader.workers import Plan, WorkerCounters, WorkerState
+from emoe.loader.workers import Plan, Running, WorkerCounters, WorkerState
 from emoe.runtime.grids import (
     ModelId,
     demand_to_proto,
     grid_to_proto,
     model_to_proto,
+    parse_demand,
     parse_model,
     parse_set,
     set_to_proto,
@@ -64,6 +65,7 @@ def parse_worker(message: pb.WorkerState, *, model: ModelId, grid: ExpertGrid) -
         miss_policy=message.miss_policy,
         slot_bytes=message.slot_bytes,
         counters=WorkerCounters(**{f.name: getattr(message.counters, f.name) for f in _COUNTER_FIELDS}),
+        running=_parse_running(message.running, grid) if message.HasField("running") else None,
     )
 
 
@@ -99,10 +101,12 @@ def parse_tasks(message: pb.ReportTasksRequest) -> TaskReport:
     if len(message.loads) > MAX_TASKS_REPORTED:
         raise InvalidRequestError(f"{len(message.loads)} task loads; at most {MAX_TASKS_REPORTED} at once")
     task_tokens: dict[str, float] = {}
+    waiting_tokens: dict[str, float] = {}
     for load in message.loads:
         task = _parse_task(load.task)
         task_tokens[task] = task_tokens.get(task, 0.0) + _tokens_to_come(load)
-    return TaskReport(task_tokens=task_tokens, num_prompts=message.num_prompts)
+        waiting_tokens[task] = waiting_tokens.get(task, 0.0) + load.num_waiting_tokens
+    return TaskReport(task_tokens=task_tokens, waiting_tokens=waiting_tokens, num_prompts=message.num_prompts)
 
 
 def progress_to_proto(progress: Progress, model: OpenModel | None) -> pb.WatchModelResponse:
@@ -162,6 +166,11 @@ _PHASES = {
     Phase.FAILED: pb.MODEL_PHASE_FAILED,
 }
 _COUNTER_FIELDS = dataclasses.fields(WorkerCounters)
+
+
+def _parse_running(message: pb.RunningDemand, grid: ExpertGrid) -> Running:
+    demand = parse_demand(message.demand, grid) if message.HasField("demand") else None
+    return Running(version=message.version, num_requests=message.num_requests, demand=demand)
 
 
 def _tokens_to_come(load: pb.TaskLoad) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 
 from emoe.core.experts import ExpertGrid
 from emoe.loader.base_files import BaseFiles
+from emoe.loader.profile import OpenProfile, open_profile
 from emoe.loader.reads import ExpertReads
 from emoe.runtime.grids import ModelId
 from emoe.store.footprint import kv_bytes_per_token, measure
@@ -15,7 +16,8 @@ from emoe.store.tensors import DTYPE_BITS
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class OpenModel:
-    """`kv_bytes_per_token` and `max_context` are 0 where the configuration does not say."""
+    """`kv_bytes_per_token` and `max_context` are 0 where the configuration does not say; `profile` None where there is
+    none to use."""
 
     id: ModelId
     grid: ExpertGrid
@@ -25,9 +27,11 @@ class OpenModel:
     base_bytes: int
     kv_bytes_per_token: int
     max_context: int
+    profile: OpenProfile | None
 
     @classmethod
     def of(cls, store: ExpertStore, reads: ExpertReads) -> OpenModel:
+        """Blocking: reads the profile beside the checkpoint."""
         longest = store.config.get("max_position_embeddings")
         return cls(
             id=ModelId(digest=store.digest, family=store.family),
@@ -38,4 +42,5 @@ class OpenModel:
             base_bytes=measure(store).base_bytes,
             kv_bytes_per_token=kv_bytes_per_token(store.config, bits=DTYPE_BITS[store.dtype]) or 0,
             max_context=longest if type(longest) is int and longest > 0 else 0,
+            profile=open_profile(store),
         )

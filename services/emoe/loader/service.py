@@ -33,6 +33,7 @@ from emoe.loader.task_mix import TaskMix
 from emoe.loader.workers import Member, Workers, WorkerState
 from emoe.runtime.grids import grid_to_proto, model_to_proto, parse_expert
 from emoe.runtime.lifecycle import ServiceHost
+from emoe.runtime.parts import parts
 from emoe.v1 import loader_pb2 as pb
 from emoe.v1 import loader_pb2_grpc as rpc
 
@@ -40,6 +41,7 @@ SERVICE = "emoe.v1.LoaderService"
 MAX_WATCHERS = 256
 MAX_PULLS = 256
 MAX_FILE_READS = 64
+MAX_PROFILE_READS = 64
 FIRST_MESSAGE_SECONDS = 10.0
 LOOK_SECONDS = 0.3
 """Between two looks at bytes that are on their way."""
@@ -60,6 +62,7 @@ class LoaderService(rpc.LoaderServiceServicer):
         self._watchers = Places("watchers", MAX_WATCHERS)
         self._pulls = Places("pulls", MAX_PULLS)
         self._file_reads = Places("file reads", MAX_FILE_READS)
+        self._profile_reads = Places("profile reads", MAX_PROFILE_READS)
 
     def register(self, host: ServiceHost) -> None:
         standing = ["WatchModel", "Subscribe", "WatchWorkers", "ReportTasks"]
@@ -96,6 +99,14 @@ class LoaderService(rpc.LoaderServiceServicer):
             async with contextlib.aclosing(self._opened().base_files.read(request.name)) as pieces:
                 async for piece in pieces:
                     await write(context, piece_to_proto(piece))
+
+    async def GetProfile(  # type: ignore[override]
+        self, _request: pb.GetProfileRequest, context: Context
+    ) -> None:
+        profile = self._opened().profile
+        with self._profile_reads.taken():
+            for part in parts(profile.profile if profile else b""):
+                await write(context, pb.GetProfileResponse(data=part))
 
     async def Subscribe(  # type: ignore[override]
         self, request_iterator: AsyncIterator[pb.SubscribeRequest], context: Context

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from emoe.core.errors import QueueFullError
 from emoe.loader.news import News
@@ -19,9 +19,11 @@ _RETRY_AFTER_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskReport:
-    """A scheduler's tasks now: tokens to come of each, and the prompts admitted since it started."""
+    """A scheduler's tasks now: tokens to come of each, those of waiting requests among them, and the prompts admitted
+    since it started."""
 
     task_tokens: Mapping[str, float]
+    waiting_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
     num_prompts: int
 
 
@@ -31,6 +33,7 @@ class Scheduler:
 
     task_tokens: Mapping[str, float]
     num_prompts: int | None
+    waiting_tokens: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class TaskMix:
@@ -38,10 +41,11 @@ class TaskMix:
 
     def __init__(self, *, planning: News, max_schedulers: int = 64) -> None:
         self.version = 0
-        """Rises when `task_tokens` changes."""
+        """Rises when `task_tokens` or `waiting_tokens` change."""
         self.num_prompts = 0
         """Never falls: a scheduler that starts again counts from zero, and so is added anew."""
         self._task_tokens: dict[str, float] = {}
+        self._waiting_tokens: dict[str, float] = {}
         self._planning = planning
         self._max_schedulers = max_schedulers
         self._open: dict[str, Scheduler] = {}
@@ -51,6 +55,11 @@ class TaskMix:
     def task_tokens(self) -> Mapping[str, float]:
         """When nothing runs or waits, the last mix stands: the next prompts are likely of its kind."""
         return self._task_tokens
+
+    @property
+    def waiting_tokens(self) -> Mapping[str, float]:
+        """Of requests that wait at the schedulers; none when none does."""
+        return self._waiting_tokens
 
     @contextlib.contextmanager
     def joined(self, scheduler_id: str) -> Iterator[Scheduler]:
@@ -75,7 +84,7 @@ class TaskMix:
         if scheduler not in self._open.values():
             return
         before, scheduler.num_prompts = scheduler.num_prompts, report.num_prompts
-        scheduler.task_tokens = report.task_tokens
+        scheduler.task_tokens, scheduler.waiting_tokens = report.task_tokens, report.waiting_tokens
         # The first report of a scheduler never seen tells where it stands, not what came in since.
         added = 0 if before is None else report.num_prompts - before
         self.num_prompts += report.num_prompts if added < 0 else added
@@ -84,13 +93,10 @@ class TaskMix:
             self._planning.announce()
 
     def _merge(self) -> None:
-        merged: dict[str, float] = defaultdict(float)
-        for scheduler in self._open.values():
-            for task, tokens in scheduler.task_tokens.items():
-                if tokens > 0:
-                    merged[task] += tokens
-        if merged and merged != self._task_tokens:
-            self._task_tokens = dict(merged)
+        task_tokens = _sum(scheduler.task_tokens for scheduler in self._open.values()) or self._task_tokens
+        waiting_tokens = _sum(scheduler.waiting_tokens for scheduler in self._open.values())
+        if (task_tokens, waiting_tokens) != (self._task_tokens, self._waiting_tokens):
+            self._task_tokens, self._waiting_tokens = task_tokens, waiting_tokens
             self.version += 1
             self._planning.announce()
 
@@ -100,3 +106,12 @@ class TaskMix:
             self._closed[scheduler_id] = scheduler.num_prompts
         while len(self._closed) > self._max_schedulers:
             del self._closed[next(iter(self._closed))]
+
+
+def _sum(loads: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    merged: dict[str, float] = defaultdict(float)
+    for load in loads:
+        for task, tokens in load.items():
+            if tokens > 0:
+                merged[task] += tokens
+    return dict(merged)

@@ -34,6 +34,15 @@ class WorkerCounters:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Running:
+    """What a worker foretells of its running requests. `demand` [L, E] in expected tokens; None: as it last was."""
+
+    version: int
+    num_requests: int
+    demand: FloatGrid | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class WorkerState:
     """One heartbeat. `num_slots` is what a plan may fill; `applied_epoch` the last plan applied in full."""
 
@@ -50,6 +59,8 @@ class WorkerState:
     miss_policy: str = "reroute"
     slot_bytes: int = 0
     counters: WorkerCounters = dataclasses.field(default_factory=WorkerCounters)
+    running: Running | None = None
+    """None of a worker that foretells nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +79,7 @@ class Basis:
     forecast_version: int
     mix_version: int
     num_slots: int
+    running_version: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -138,9 +150,16 @@ class Workers:
 
     def update(self, member: Member, state: WorkerState) -> None:
         if not member.replaced:
-            member.state = state
+            member.state = _with_last_demand(state, member.state.running)
             self._announce()
 
     def _announce(self) -> None:
         self.news.announce()
         self._planning.announce()
+
+
+def _with_last_demand(state: WorkerState, last: Running | None) -> WorkerState:
+    """A heartbeat leaves out a demand that was told before."""
+    if state.running is None or state.running.demand is not None or last is None:
+        return state
+    return dataclasses.replace(state, running=dataclasses.replace(state.running, demand=last.demand))

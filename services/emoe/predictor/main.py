@@ -11,6 +11,7 @@ from pathlib import Path
 
 from emoe.predictor import state
 from emoe.predictor.learning import Learning
+from emoe.predictor.profile import ProfileUse
 from emoe.predictor.service import PredictorService
 from emoe.predictor.settings import PredictorSettings
 from emoe.runtime.lifecycle import ServiceHost, run_process, service_host
@@ -47,12 +48,13 @@ class Keeper:
 @contextlib.asynccontextmanager
 async def serving(settings: PredictorSettings) -> AsyncIterator[ServiceHost]:
     """A predictor that answers at the host's address; leaving saves what was learnt and ends it."""
-    learning = Learning(half_life_tokens=settings.half_life_tokens)
+    learning = Learning(half_life_tokens=settings.half_life_tokens, profile_tokens=settings.profile_tokens)
     async with service_host(settings, name="predictor") as host:
-        if settings.prior is not None:
-            learning.remember(state.load_prior(settings.prior))
         keeper = _open_state(learning, settings.state_dir)
-        PredictorService(learning).register(host)
+        use = ProfileUse(
+            with_sequence=settings.predictor == "sequence", sensitivity_threshold=settings.sensitivity_threshold
+        )
+        PredictorService(learning, use).register(host)
         await host.start()
         saving = keeper and host.spawn("save", keeper.save_every(settings.save_interval_seconds))
         await host.set_ready(True)

@@ -1,4 +1,4 @@
-"""The predictor's gRPC edge: routing counts of the workers in, demand for the loader out.
+"""The predictor's gRPC edge: routing counts of the workers and the loader's profile in, demand for the loader out.
 
 Parses every message once and hands typed values to `Learning`; what it raises becomes a status in the runtime. Knows
 nothing of files or of how demand is computed.
@@ -6,6 +6,8 @@ nothing of files or of how demand is computed.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -15,6 +17,8 @@ import grpc
 from emoe.core.errors import InvalidRequestError, QueueFullError
 from emoe.core.tasks import UNKNOWN, parse_task_name
 from emoe.predictor.learning import Learning
+from emoe.predictor.profile import ProfileUse
+from emoe.predictor.receiving import receive
 from emoe.runtime.grids import demand_to_proto, parse_counts, parse_grid, parse_model
 from emoe.runtime.lifecycle import ServiceHost
 from emoe.v1 import predictor_pb2 as pb
@@ -24,16 +28,21 @@ SERVICE = "emoe.v1.PredictorService"
 MAX_TASKS_ASKED = 256
 MAX_TOKENS_ASKED = 1e12
 MAX_REPORT_STREAMS = 256
+MAX_PROFILES_AT_ONCE = 2
 _RETRY_AFTER_SECONDS = 5.0
+
+_log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class PredictorService(rpc.PredictorServiceServicer):
-    def __init__(self, learning: Learning, *, max_report_streams: int = MAX_REPORT_STREAMS) -> None:
+    def __init__(self, learning: Learning, use: ProfileUse, *, max_report_streams: int = MAX_REPORT_STREAMS) -> None:
         self._learning = learning
+        self._use = use
         self._max_report_streams = max_report_streams
         self._num_report_streams = 0
+        self._num_profiles_coming = 0
 
     def register(self, host: ServiceHost) -> None:
         host.register(
@@ -44,8 +53,31 @@ class PredictorService(rpc.PredictorServiceServicer):
         model, grid = parse_model(request.model), parse_grid(request.grid)
         prediction = self._learning.predict(model.digest, grid, _parse_task_tokens(request.task_tokens))
         return pb.PredictResponse(
-            demand=demand_to_proto(prediction.demand), num_choices_learnt=prediction.num_choices_learnt
+            demand=demand_to_proto(prediction.demand),
+            num_choices_learnt=prediction.num_choices_learnt,
+            has_profile=prediction.has_profile,
+            predictor=prediction.predictor,
+            stepped_back=prediction.stepped_back,
         )
+
+    async def LoadProfile(
+        self, request_iterator: AsyncIterator[pb.LoadProfileRequest], _context: Context
+    ) -> pb.LoadProfileResponse:
+        """One that is refused leaves the last in place."""
+        if self._num_profiles_coming >= MAX_PROFILES_AT_ONCE:
+            raise QueueFullError(
+                f"{MAX_PROFILES_AT_ONCE} profiles are on their way already", retry_after_seconds=_RETRY_AFTER_SECONDS
+            )
+        self._num_profiles_coming += 1
+        try:
+            given = await receive(request_iterator)
+            # A large one takes seconds: reports and questions go on meanwhile.
+            beforehand, sha256 = await asyncio.to_thread(lambda: (self._use.parse(given), given.sha256()))
+        finally:
+            self._num_profiles_coming -= 1
+        self._learning.begin_from(given.digest, given.grid, beforehand, sha256=sha256)
+        _log.info("model %s begins from a profile of %d tasks", given.digest[:12], len(beforehand.priors))
+        return pb.LoadProfileResponse(num_tasks=len(beforehand.priors))
 
     async def ReportRouting(
         self, request_iterator: AsyncIterator[pb.ReportRoutingRequest], _context: Context

@@ -48,11 +48,6 @@ def save(state_dir: Path, memories: Iterable[ModelMemory]) -> None:
     partial.replace(state_dir / FILE_NAME)
 
 
-def load_prior(path: Path) -> tuple[ModelMemory, ...]:
-    """A state file that is not ours to move aside: OSError when it cannot be read, ValueError when it is none."""
-    return _read(path)
-
-
 def load(state_dir: Path) -> tuple[ModelMemory, ...]:
     """What was saved last; nothing when there is no file or none that can be read. OSError when access is denied."""
     path = state_dir / FILE_NAME

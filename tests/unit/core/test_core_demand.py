@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emoe.core.demand import FrequencyPredictor, tokens_in
-from emoe.core.experts import CountGrid
+from emoe.core.experts import CountGrid, FloatGrid
 from emoe.core.tasks import UNKNOWN
 
 SHAPE = (3, 4)
@@ -89,6 +89,57 @@ def test_a_task_seen_little_leans_on_the_mean_of_all() -> None:
     predictor.observe("math", concentrated(1, 10))
     math = predictor.predict({"math": 1.0})[1]
     assert math == pytest.approx([50 / 110, 60 / 110, 0.0, 0.0])
+
+
+def prior(index: int) -> FloatGrid:
+    grid = np.zeros(SHAPE)
+    grid[1:, index] = 1.0
+    return grid
+
+
+def test_a_task_begins_at_its_prior() -> None:
+    predictor = FrequencyPredictor(SHAPE, priors={"code": prior(1), "math": prior(3)})
+    assert predictor.predict({"code": 8.0})[1].tolist() == [0.0, 8.0, 0.0, 0.0]
+    assert predictor.predict({"math": 2.0})[1].tolist() == [0.0, 0.0, 0.0, 2.0]
+
+
+def test_counts_add_to_the_prior_which_does_not_decay() -> None:
+    predictor = FrequencyPredictor(SHAPE, priors={"code": prior(1)}, profile_tokens=300, half_life_tokens=1)
+    predictor.observe("code", concentrated(0, 5000))
+    predictor.observe("code", concentrated(2, 100))
+    assert predictor.predict({"code": 4.0})[1] == pytest.approx([0.0, 3.0, 1.0, 0.0])
+
+
+def test_a_task_without_a_prior_leans_on_the_mean_of_those_with_one() -> None:
+    predictor = FrequencyPredictor(SHAPE, priors={"code": prior(1), "math": prior(3)}, prior_tokens=100)
+    assert predictor.predict({"law": 2.0})[1] == pytest.approx([0.0, 1.0, 0.0, 1.0])
+    assert predictor.predict({UNKNOWN: 2.0})[1] == pytest.approx([0.0, 1.0, 0.0, 1.0])
+    predictor.observe("law", concentrated(0, 10_000))
+    assert predictor.predict({"law": 1.0})[1].argmax() == 0
+
+
+def test_the_mean_moves_with_what_is_counted() -> None:
+    predictor = FrequencyPredictor(SHAPE, priors={"code": prior(1)}, profile_tokens=100)
+    assert predictor.predict({UNKNOWN: 1.0})[1] == pytest.approx([0.0, 1.0, 0.0, 0.0])
+    predictor.observe("code", concentrated(2, 100))
+    assert predictor.predict({UNKNOWN: 1.0})[1] == pytest.approx([0.0, 0.5, 0.5, 0.0])
+
+
+def test_it_goes_on_from_the_counts_given_and_leaves_those_alone() -> None:
+    before = FrequencyPredictor(SHAPE)
+    before.observe("code", concentrated(2, 50))
+    after = FrequencyPredictor(SHAPE, weights=before.weights)
+    assert (after.predict({"code": 1.0}) == before.predict({"code": 1.0})).all()
+    after.observe("code", concentrated(1, 50))
+    assert before.weights["code"][1].tolist() == [0.0, 0.0, 50.0, 0.0]
+
+
+@given(tasks=st.lists(st.sampled_from([f"task{n}" for n in range(8)]), max_size=30))
+def test_the_least_recently_observed_task_is_forgotten(tasks: list[str]) -> None:
+    predictor = FrequencyPredictor(SHAPE, max_tasks=3)
+    for task in tasks:
+        predictor.observe(task, concentrated(1, 10))
+    assert list(predictor.weights) == list(reversed(list(dict.fromkeys(reversed(tasks)))[:3]))
 
 
 def test_predicting_changes_nothing() -> None:

@@ -24,7 +24,7 @@ from emoe.loader.planning_loop import (
     tasks_to_ask,
 )
 from emoe.loader.task_mix import Scheduler, TaskMix, TaskReport
-from emoe.loader.workers import Member, Workers, WorkerState
+from emoe.loader.workers import Member, Running, Workers, WorkerState
 
 GRID = ExpertGrid(num_layers=2, moe_layers=(0, 1), rule=RoutingRule(num_experts=4, top_k=1), expert_bytes=64)
 PACE = Pace(refresh_interval_prompts=40, ask_again_seconds=5, apply_deadline_seconds=30)
@@ -55,7 +55,7 @@ def state(worker_id: str = "w", *, num_slots: int = 2, resident: BoolGrid | None
 class Bench:
     """The loop with a clock in hand and a predictor that answers from `per_token`, or not at all."""
 
-    def __init__(self, per_token: Mapping[str, FloatGrid] | None) -> None:
+    def __init__(self, per_token: Mapping[str, FloatGrid] | None, pace: Pace = PACE) -> None:
         self.now_seconds = 0.0
         self.per_token = per_token
         self.asked: list[frozenset[str]] = []
@@ -68,7 +68,7 @@ class Bench:
             grid=GRID,
             planner=GlobalGreedyPlanner(),
             ask=self.ask,
-            pace=PACE,
+            pace=pace,
             clock=lambda: self.now_seconds,
         )
 
@@ -136,6 +136,31 @@ async def test_the_predictor_is_asked_often_at_first_then_after_the_interval_of_
             asked_at += [num_prompts] * (len(bench.asked) - num_asked)
     assert PACE.refresh_interval_prompts == 40
     assert asked_at == [0, 1, 2, 4, 8, 16, 32, 64, 104, 144]
+
+
+async def ask_times(bench: Bench, *, until: int, drifts_from: int) -> list[int]:
+    """At which prompts the predictor was asked; from `drifts_from` on, each answer wants another expert."""
+    asked_at: list[int] = []
+    with bench.workers.joined(state()), bench.mix.joined("s") as scheduler:
+        for num_prompts in range(until):
+            bench.report(scheduler, code=1, num_prompts=num_prompts)
+            num_asked = len(bench.asked)
+            bench.per_token = {"code": favouring((num_asked + 1) % 4 if num_prompts >= drifts_from else 1)}
+            await bench.turn()
+            asked_at += [num_prompts] * (len(bench.asked) - num_asked)
+    return asked_at
+
+
+async def test_an_interval_that_adapts_grows_while_answers_stay_the_same() -> None:
+    bench = Bench({}, dataclasses.replace(PACE, adapts=True))
+    asked_at = await ask_times(bench, until=600, drifts_from=600)
+    assert asked_at == [0, 1, 2, 4, 8, 16, 32, 64, 104, 184, 344, 504]
+
+
+async def test_an_interval_that_adapts_shrinks_when_answers_change() -> None:
+    bench = Bench({}, dataclasses.replace(PACE, adapts=True))
+    asked_at = await ask_times(bench, until=270, drifts_from=105)
+    assert asked_at[8:] == [104, 184, 224, 244, 254, 259, 264, 269]
 
 
 async def test_a_task_not_foretold_is_asked_for_at_once() -> None:
@@ -220,6 +245,32 @@ async def test_heartbeats_alone_plan_nothing() -> None:
         bench.workers.update(member, state(resident=residents(3), epoch=1))
         await bench.turn()
         assert member.plan is first
+
+
+async def test_running_requests_foretold_anew_are_planned_for_once_and_not_while_a_plan_is_in_flight() -> None:
+    bench = Bench({"code": favouring(1)})
+
+    def foretell(member: Member, *, version: int, index: int) -> None:
+        running = Running(version=version, num_requests=1, demand=64 * favouring(index))
+        bench.workers.update(member, dataclasses.replace(member.state, running=running))
+
+    with bench.workers.joined(state()) as member, bench.mix.joined("s") as scheduler:
+        bench.report(scheduler, code=1, num_prompts=0)
+        await bench.turn()
+        foretell(member, version=1, index=2)
+        await bench.turn()
+        assert wanted(member) == [[1], [1]]
+        bench.apply(member)
+        await bench.turn()
+        assert wanted(member) == [[2], [2]]
+        bench.apply(member)
+        plan = member.plan
+        foretell(member, version=1, index=3)
+        await bench.turn()
+        assert member.plan is plan
+        foretell(member, version=2, index=3)
+        await bench.turn()
+        assert wanted(member) == [[3], [3]]
 
 
 async def test_a_worker_with_more_slots_than_before_gets_a_plan_for_them() -> None:

@@ -29,6 +29,19 @@ def test_tokens_of_all_schedulers_add_up() -> None:
         assert mix.task_tokens == {"code": 11, "math": 5}
 
 
+def test_waiting_tokens_add_up_and_end_with_what_waits() -> None:
+    mix = new_mix()
+    with mix.joined("a") as a, mix.joined("b") as b:
+        mix.update(a, TaskReport(task_tokens={"code": 10}, waiting_tokens={"code": 4}, num_prompts=0))
+        mix.update(b, TaskReport(task_tokens={"code": 10}, waiting_tokens={"code": 2, "math": 0}, num_prompts=0))
+        version = mix.version
+        assert mix.waiting_tokens == {"code": 6}
+        mix.update(a, said(code=10))
+        mix.update(b, said(code=10))
+        assert mix.waiting_tokens == {}
+        assert mix.version > version
+
+
 def test_a_report_replaces_the_schedulers_last() -> None:
     mix = new_mix()
     with mix.joined("a") as a:

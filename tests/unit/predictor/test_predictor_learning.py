@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.profiles import leaning
 
 from emoe.core.errors import InvalidRequestError
 from emoe.core.experts import CountGrid, ExpertGrid, RoutingRule
 from emoe.core.tasks import UNKNOWN
+from emoe.predictor.contest import Beforehand
 from emoe.predictor.learning import Learning
 
 GRID = ExpertGrid(num_layers=3, moe_layers=(1, 2), rule=RoutingRule(num_experts=4, top_k=2), expert_bytes=64)
@@ -100,6 +102,51 @@ def test_what_is_remembered_predicts_as_before() -> None:
         old, new = before.predict("a", GRID, mix), after.predict("a", GRID, mix)
         assert (old.demand == new.demand).all()
         assert old.num_choices_learnt == new.num_choices_learnt
+
+
+BEGINNING = Beforehand(
+    priors={"code": leaning(GRID.shape, GRID.moe_layers, 2)}, sensitivity={"code": np.array([1.0, 0.0, 1.0])}
+)
+
+
+def test_a_profile_is_of_one_model_and_known_of_afterwards() -> None:
+    learning = Learning(half_life_tokens=1000)
+    learning.begin_from("a", GRID, BEGINNING, sha256="1")
+    own, other = (learning.predict(digest, GRID, {"code": 1.0}) for digest in ("a", "b"))
+    assert (own.has_profile, other.has_profile) == (True, False)
+    assert own.demand[2].argmax() == 2
+    assert own.demand[1].tolist() == [0.0] * 4, "an insensitive layer"
+    assert own.num_choices_learnt == 0
+
+
+def test_the_same_profile_again_leaves_the_contest_as_it_was() -> None:
+    learning = Learning(half_life_tokens=1000)
+    for sha256, stepped_back in (("1", True), ("1", True), ("2", False)):
+        learning.begin_from("a", GRID, BEGINNING, sha256=sha256)
+        if sha256 == "1":
+            learning.observe("a", GRID, "code", counts(0, 2000))
+        assert learning.predict("a", GRID, {"code": 1.0}).stepped_back is stepped_back
+
+
+def test_what_is_remembered_lacks_the_profile_but_keeps_the_counts_when_it_comes() -> None:
+    before, after = Learning(half_life_tokens=1e9), Learning(half_life_tokens=1e9)
+    for learning in (before, after):
+        learning.begin_from("a", GRID, BEGINNING, sha256="1")
+    before.observe("a", GRID, "code", counts(3, 100_000))
+    after.remember(before.memories())
+    assert not after.predict("a", GRID, {"code": 1.0}).has_profile
+    after.begin_from("a", GRID, BEGINNING, sha256="1")
+    old, new = before.predict("a", GRID, {"code": 1.0}), after.predict("a", GRID, {"code": 1.0})
+    assert new.has_profile
+    assert new.demand[2].argmax() == old.demand[2].argmax() == 3
+
+
+def test_a_profile_for_another_grid_of_a_known_model_is_refused() -> None:
+    learning = Learning(half_life_tokens=1000)
+    learning.observe("a", GRID, "code", counts(0))
+    other = ExpertGrid(num_layers=3, moe_layers=(0, 1, 2), rule=GRID.rule, expert_bytes=64)
+    with pytest.raises(InvalidRequestError, match="model a is known with"):
+        learning.begin_from("a", other, BEGINNING, sha256="1")
 
 
 def test_memories_are_copies() -> None:
