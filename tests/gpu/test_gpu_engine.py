@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import checkpoints
+from support.calibrations import write_calibration
 from support.engines import add, assert_logits_close, generate, open_parts, random_prompts, use_grouped
 
 pytestmark = [
@@ -42,9 +43,11 @@ def test_the_gpu_agrees_with_the_cpu(checkpoint: Checkpoint, family: str, miss_p
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-3, atol=1e-3 * float(outcomes[0].abs().max()))
 
 
-def test_a_reroute_step_in_bfloat16_does_not_wait_for_the_host(tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibrated", [False, True], ids=["plain", "calibrated"])
+def test_a_reroute_step_in_bfloat16_does_not_wait_for_the_host(tmp_path: Path, calibrated: bool) -> None:
     folder = checkpoints.save("qwen2_moe", tmp_path, dtype=torch.bfloat16)
-    with open_parts(folder, miss_policy="reroute", num_slots=18, device="cuda") as parts:
+    calibration = write_calibration(folder) if calibrated else None
+    with open_parts(folder, miss_policy="reroute", num_slots=18, device="cuda", calibration=calibration) as parts:
         engine = parts.build_engine()
         generate(engine, PROMPTS, max_tokens=2)
         model, batches = parts.model, []
@@ -77,12 +80,14 @@ def test_a_refresh_copies_beside_the_steps_and_changes_the_residents(checkpoint:
         assert (residency.table.resident & wanted).sum() == wanted.sum()
 
 
+@pytest.mark.parametrize("calibrated", [False, True], ids=["plain", "calibrated"])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_grouped_products_on_the_gpu_agree_with_the_loop(tmp_path: Path, family: str) -> None:
+def test_grouped_products_on_the_gpu_agree_with_the_loop(tmp_path: Path, family: str, calibrated: bool) -> None:
     folder = checkpoints.save(family, tmp_path, dtype=torch.bfloat16)
+    calibration = write_calibration(folder) if calibrated else None
     outcomes = []
     for grouped in (False, True):
-        with open_parts(folder, miss_policy="reroute", num_slots=14, device="cuda") as parts:
+        with open_parts(folder, miss_policy="reroute", num_slots=14, device="cuda", calibration=calibration) as parts:
             use_grouped(parts, grouped=grouped)
             outcomes.append(generate(parts.build_engine(), PROMPTS, max_tokens=1)[1][0].float())
     assert_logits_close(outcomes[1] * 1e-3, outcomes[0] * 1e-3)

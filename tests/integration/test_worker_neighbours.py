@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import socket
 import sys
@@ -29,6 +30,7 @@ from emoe.worker.preparing import settings_without_effect
 from emoe.worker.prompts import PromptEncoder
 from emoe.worker.reporting import RoutingReporter
 from emoe.worker.runner import EngineRunner
+from emoe.worker.running_demand import OwnFrequencies, RunningForecast
 from emoe.worker.sequence import Sequence, TokenEvent
 from emoe.worker.service import WorkerService
 from emoe.worker.settings import WorkerSettings
@@ -104,12 +106,12 @@ async def running(work: Any) -> AsyncIterator[None]:
             await task
 
 
-async def generate(runner: EngineRunner, name: str) -> None:
+async def generate(runner: EngineRunner, name: str, *, num_tokens: int = 1) -> None:
+    """Returns at the first token."""
     (prompt,) = random_prompts([6])
     events: asyncio.Queue[TokenEvent] = asyncio.Queue()
-    sequence = Sequence(
-        sequence_id=name, task="chat", token_ids=prompt, num_prompt_tokens=6, sampling=Sampling(max_tokens=1), seed=0
-    )
+    sampling = Sampling(max_tokens=num_tokens)
+    sequence = Sequence(sequence_id=name, task="chat", token_ids=prompt, num_prompt_tokens=6, sampling=sampling, seed=0)
     runner.submit(sequence, events.put_nowait)
     assert (await events.get()).token_id is not None
 
@@ -156,6 +158,48 @@ async def test_a_heartbeat_that_cannot_be_made_is_made_up_for_on_the_next_stream
         running(subscription.run()),
     ):
         assert (await loader.heartbeats.get()).state.worker_id == "w1"
+
+
+async def test_what_running_requests_will_route_is_told_at_once_and_its_demand_once_a_stream(folder: Path) -> None:
+    port = free_port()
+    with open_parts(folder, miss_policy="reroute", max_concurrency=1) as opened:
+        options = dataclasses.replace(opened.options, own_routing_tokens=64)
+        # Random weights may end an answer at any token.
+        parts = dataclasses.replace(opened, options=options, eos_token_ids=frozenset())
+        runner = EngineRunner(parts, loop=asyncio.get_running_loop(), on_ready=lambda ready: None)
+        runner.start()
+        grid = parts.residency.grid
+
+        async def state() -> loader_pb2.WorkerState:
+            return loader_pb2.WorkerState(worker_id="w")
+
+        subscription = PlanSubscription(
+            loader=f"127.0.0.1:{port}",
+            model=MODEL,
+            grid=grid,
+            runner=runner,
+            heartbeat=state,
+            heartbeat_seconds=3600,
+            forecast=RunningForecast(grid.shape, OwnFrequencies()),
+        )
+        loader = Loader()
+        async with (
+            asyncio.timeout(WAIT_SECONDS),
+            serving(loader, loader_pb2_grpc.add_LoaderServiceServicer_to_server, port),
+            running(subscription.run()),
+        ):
+            first = (await loader.heartbeats.get()).state.running
+            await generate(runner, "one", num_tokens=150)
+            while not (told := (await loader.heartbeats.get()).state.running).version:
+                pass
+            runner.news.set()
+            again = (await loader.heartbeats.get()).state.running
+        await runner.stop()
+    assert (first.version, first.num_requests, sum(first.demand.values)) == (0, 0, 0)
+    assert told.version > 0
+    assert len(told.demand.values) == grid.shape[0] * grid.shape[1]
+    assert again.version == told.version
+    assert not again.HasField("demand")
 
 
 async def test_a_worker_in_a_long_step_says_what_it_last_knew_of_itself(
@@ -259,6 +303,8 @@ async def test_a_worker_that_still_waits_for_its_first_experts_stops_when_told(
         ({"miss_policy": "load", "eviction": "demand", "loader": "l:1"}, []),
         ({"miss_policy": "load", "start_timeout_seconds": 5}, ["start_timeout_seconds"]),
         ({"report_seconds": 1, "heartbeat_seconds": 1}, ["report_seconds", "heartbeat_seconds"]),
+        ({"own_routing_tokens": 32}, ["own_routing_tokens"]),
+        ({"own_routing_tokens": 32, "loader": "l:1"}, []),
         ({"step_tokens": 2, "max_concurrency": 8}, ["step_tokens"]),
         ({}, []),
     ],

@@ -11,6 +11,7 @@ import torch
 from emoe.core.budget import slot_bytes
 from emoe.core.experts import BoolGrid
 from emoe.core.generation import Sampling
+from emoe.store.calibration import read_calibration_info
 from emoe.store.store import ExpertStore
 from emoe.worker import experts
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
@@ -32,12 +33,17 @@ def open_parts(
     max_concurrency: int = 8,
     step_tokens: int = 1024,
     device: str = "cpu",
+    calibration: Path | None = None,
 ) -> Iterator[EngineParts]:
     """All experts fit unless `num_slots` is given. Reroute mode starts from `plan`, or as a worker would."""
     with ExpertStore.open(folder) as store:
         slots = store.grid.num_experts_total if num_slots is None else num_slots
+        info = None
+        if calibration is not None:
+            info = read_calibration_info(calibration, digest=store.digest, fingerprint=store.fingerprint())
         options = EngineOptions(
-            expert_memory=str(slots * slot_bytes(store.grid)),
+            expert_memory=str(slots * slot_bytes(store.grid) + (info.num_bytes if info else 0)),
+            calibration=info,
             miss_policy=miss_policy,
             max_context=MAX_CONTEXT,
             max_concurrency=max_concurrency,

@@ -61,6 +61,8 @@ class ModelGeometry:
     """Of everything but routed experts."""
     kv_bytes_per_token: int = 0
     max_context: int = 0
+    calibration_bytes: int = 0
+    """Of the calibration beside the model; 0 where there is none, or it is not known."""
 
     @property
     def all_expert_bytes(self) -> int:
@@ -92,7 +94,7 @@ class WorkerPlan:
     """Of all routed experts."""
     slot_bytes: int
     resident_bytes: int
-    """Of all slots: what the worker is given as its expert memory, in bytes."""
+    """Of all slots and the calibration: what the worker is given as its expert memory, in bytes."""
     min_bytes: int
     """The smallest expert memory that the miss policy allows."""
     base_bytes: int
@@ -103,6 +105,8 @@ class WorkerPlan:
     device_bytes: int
     worker_memory_bytes: int
     """Host memory of a worker in all, whole MiB: its memory limit unless the user sets one."""
+    calibration_bytes: int = 0
+    """Of the resident bytes, a calibration's: 0 where none is used."""
     problems: tuple[str, ...] = ()
     """Why it cannot be, each with the figure that would do."""
 
@@ -143,28 +147,36 @@ def plan_worker(geometry: ModelGeometry, wishes: WorkerWishes) -> WorkerPlan:
     grid, stride = geometry.grid, slot_bytes(geometry.grid)
     kv_bytes, host = _kv_bytes(geometry, wishes), _host_of(geometry, wishes)
     budget_bytes, unplannable = _budget_bytes(wishes, host, all_bytes=grid.num_experts_total * stride)
-    split = split_budget(grid, budget_bytes=budget_bytes, reroute=wishes.miss_policy == "reroute")
+    split = split_budget(
+        grid,
+        budget_bytes=budget_bytes,
+        reroute=wishes.miss_policy == "reroute",
+        reserved_bytes=geometry.calibration_bytes,
+    )
     min_slots = _min_slots(grid, wishes, split)
-    total_bytes = host.total_bytes(split.num_bytes)
+    min_bytes = _min_bytes(geometry, wishes, split, min_slots)
+    resident_bytes = split.num_bytes + split.reserved_bytes
+    total_bytes = host.total_bytes(resident_bytes)
     problems = _pin_problems(grid, wishes.pinned) + unplannable
     if not problems:
-        needed_bytes = host.total_bytes(max(split.num_slots, min_slots) * stride)
-        problems = _budget_problems(wishes, split, min_slots) + _limit_problems(wishes, needed_bytes)
-    on_device = split.num_bytes + geometry.base_bytes + kv_bytes if wishes.device == "gpu" else 0
-    held = 0 if wishes.device == "gpu" else split.num_bytes + geometry.base_bytes + kv_bytes
+        needed_bytes = host.total_bytes(max(split.num_slots, min_slots) * stride + split.reserved_bytes)
+        problems = _budget_problems(wishes, split, min_slots, min_bytes) + _limit_problems(wishes, needed_bytes)
+    model_bytes = resident_bytes + geometry.base_bytes + kv_bytes
+    on_device, held = (model_bytes, 0) if wishes.device == "gpu" else (0, model_bytes)
     return WorkerPlan(
         slots=split.num_slots,
         staging=split.num_staging,
         total_experts=grid.num_experts_total,
         expert_bytes=geometry.all_expert_bytes,
         slot_bytes=stride,
-        resident_bytes=split.num_bytes,
-        min_bytes=min_slots * stride,
+        resident_bytes=resident_bytes,
+        min_bytes=min_bytes,
         base_bytes=geometry.base_bytes,
         kv_bytes=kv_bytes,
         overhead_bytes=total_bytes - held,
         device_bytes=on_device,
         worker_memory_bytes=-(-total_bytes // MIB) * MIB,
+        calibration_bytes=split.reserved_bytes,
         problems=problems,
     )
 
@@ -212,6 +224,13 @@ def _min_slots(grid: ExpertGrid, wishes: WorkerWishes, split: SlotBudget) -> int
     return min(split.min_slots + more, grid.num_experts_total)
 
 
+def _min_bytes(geometry: ModelGeometry, wishes: WorkerWishes, split: SlotBudget, min_slots: int) -> int:
+    """A worker does not know what is pinned: it leaves a calibration out for its own minimum alone."""
+    is_beside = wishes.miss_policy == "reroute" and min_slots > split.min_slots
+    reserved_bytes = geometry.calibration_bytes if is_beside else 0
+    return min(min_slots * split.slot_bytes + reserved_bytes, geometry.grid.num_experts_total * split.slot_bytes)
+
+
 def _pin_problems(grid: ExpertGrid, pinned: tuple[ExpertId, ...]) -> tuple[str, ...]:
     unknown = [expert for expert in pinned if not grid.contains(expert)]
     if not unknown:
@@ -223,7 +242,7 @@ def _pin_problems(grid: ExpertGrid, pinned: tuple[ExpertId, ...]) -> tuple[str, 
     )
 
 
-def _budget_problems(wishes: WorkerWishes, split: SlotBudget, min_slots: int) -> tuple[str, ...]:
+def _budget_problems(wishes: WorkerWishes, split: SlotBudget, min_slots: int, min_bytes: int) -> tuple[str, ...]:
     if split.num_slots >= min_slots or wishes.memory.is_auto:
         return ()  # auto: the limit is what is too small, and its figure what helps
     why = "every layer's top-k and staging" if wishes.miss_policy == "reroute" else "one layer's top-k"
@@ -231,7 +250,7 @@ def _budget_problems(wishes: WorkerWishes, split: SlotBudget, min_slots: int) ->
     return (
         f"spec.experts.memory: it holds {split.num_slots} experts of {split.slot_bytes} bytes, and missPolicy "
         f"{wishes.miss_policy} needs at least {min_slots} ({why}{pinned}): raise it to "
-        f"{as_quantity(min_slots * split.slot_bytes)} or more",
+        f"{as_quantity(min_bytes)} or more",
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from emoe.worker.batch import PrefillChunk, StepBatch
+from emoe.worker.batch import StepBatch
 from emoe.worker.kv import KvCache
 
 NAME = "emoe"
@@ -56,7 +56,15 @@ def attend(
         keys[chunk.row, :, chunk.num_past : end] = key[0, :, span]
         values[chunk.row, :, chunk.num_past : end] = value[0, :, span]
         row = slice(chunk.row, chunk.row + 1)
-        attended = _prefill(query[:, :, span], keys[row, :, :end], values[row, :, :end], chunk, window, scaling, s_aux)
+        attended = attend_causally(
+            query[:, :, span],
+            keys[row, :, :end],
+            values[row, :, :end],
+            num_past=chunk.num_past,
+            window=window,
+            scaling=scaling,
+            sinks=s_aux,
+        )
         out[0, span] = attended[0].transpose(0, 1)
     return out, None
 
@@ -90,21 +98,22 @@ def _decode(
     return torch.cat(outs).flatten(1, 2)
 
 
-def _prefill(
+def attend_causally(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    chunk: PrefillChunk,
+    *,
+    num_past: int,
     window: int | None,
     scaling: float,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """query [1, heads, n, head_dim] over keys [1, kv heads, past + n, head_dim] -> [1, heads, n, value dim]."""
+    """query [N, heads, n, head_dim] over keys [N, kv heads, past + n, head_dim] -> [N, heads, n, value dim]."""
     num_keys = keys.shape[2]
-    if sinks is None and chunk.num_past == 0 and (window is None or num_keys <= window):
+    if sinks is None and num_past == 0 and (window is None or num_keys <= window):
         return F.scaled_dot_product_attention(query, keys, values, is_causal=True, scale=scaling, enable_gqa=True)
     places = torch.arange(num_keys, device=query.device)
-    queries = places[chunk.num_past :, None]
+    queries = places[num_past:, None]
     seen = places <= queries
     if window is not None:
         seen &= places > queries - window

@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from emoe.core.budget import slot_bytes, split_budget
+from emoe.core.budget import SlotBudget, slot_bytes, split_budget
 from emoe.core.errors import CheckpointError
 from emoe.core.eviction import EVICTION_POLICIES, PinnedEviction
 from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId
 from emoe.core.memory import parse_memory
 from emoe.core.planning import GlobalGreedyPlanner, check_pinned
+from emoe.store.calibration import CalibrationInfo
 from emoe.store.store import ExpertStore
 from emoe.store.strict_json import parse_object
 from emoe.worker import experts
 from emoe.worker.arena import SlotArena
+from emoe.worker.calibration import CalibratedLayer
+from emoe.worker.calibration_file import load_calibration
+from emoe.worker.calibration_hooks import attach_calibration
 from emoe.worker.engine import Engine
 from emoe.worker.experts import LayerExperts
 from emoe.worker.families import family_of
@@ -44,6 +48,9 @@ class EngineOptions:
     step_tokens: int = 2048
     io_threads: int = 4
     device: str = "cpu"
+    own_routing_tokens: int = 0
+    calibration: CalibrationInfo | None = None
+    """Used in reroute mode, where the budget has room for it and not for all experts (`core.budget`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +75,17 @@ class EngineParts:
             device=torch.device(options.device),
             eos_token_ids=self.eos_token_ids,
             step_tokens=options.step_tokens,
+            own_routing_tokens=options.own_routing_tokens,
         )
 
 
 def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> EngineParts:
     """Loads the base model and sets the arena up; no expert is loaded yet."""
-    residency = build_residency(store, source, options)
+    budget = plan_slots(store.grid, options)
+    residency = build_residency(store, source, options, budget)
     model = load_model(store, torch.device(options.device))
     routing, table = StepRouting(), DeviceTable(residency, torch.device(options.device))
+    calibrated = _calibrate(model, store, options, table) if budget.reserved_bytes else {}
     grouped = options.miss_policy == "reroute" and can_group(residency.arena, torch.device(options.device))
     for layer, module in experts_modules(model).items():
         link = LayerExperts(
@@ -85,15 +95,33 @@ def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions
     if options.miss_policy == "reroute":
         family = family_of(store.family)
         for layer, router in router_modules(model, family).items():
-            router.register_forward_hook(reroute_hook(family, layer, table, routing))
+            router.register_forward_hook(reroute_hook(family, layer, table, routing, calibrated.get(layer)))
     return EngineParts(model, residency, table, routing, read_eos_token_ids(store), options)
 
 
-def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> Residency:
-    grid, reroute = store.grid, options.miss_policy == "reroute"
-    budget_bytes = parse_memory(options.expert_memory, total_bytes=grid.num_experts_total * slot_bytes(grid))
-    budget = split_budget(grid, budget_bytes=budget_bytes, reroute=reroute)
+def plan_slots(grid: ExpertGrid, options: EngineOptions) -> SlotBudget:
+    """BudgetError when the expert memory holds too few."""
+    budget = split_budget(
+        grid,
+        budget_bytes=parse_memory(options.expert_memory, total_bytes=grid.num_experts_total * slot_bytes(grid)),
+        reroute=options.miss_policy == "reroute",
+        reserved_bytes=options.calibration.num_bytes if options.calibration else 0,
+    )
     budget.check()
+    return budget
+
+
+def _calibrate(
+    model: Any, store: ExpertStore, options: EngineOptions, table: DeviceTable
+) -> dict[int, CalibratedLayer]:
+    assert options.calibration is not None
+    device, hidden_size = torch.device(options.device), model.config.hidden_size
+    calibration = load_calibration(options.calibration, store.grid, hidden_size=hidden_size, device=device)
+    return attach_calibration(calibration, model, family_of(store.family), lacking=lambda: table.lacks_experts)
+
+
+def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOptions, budget: SlotBudget) -> Residency:
+    grid = store.grid
     check_pinned(options.pinned, grid)
     device = torch.device(options.device)
     return Residency(
@@ -103,7 +131,7 @@ def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOpt
         eviction=PinnedEviction(EVICTION_POLICIES[options.eviction](grid.shape), options.pinned),
         executor=concurrent.futures.ThreadPoolExecutor(options.io_threads, thread_name_prefix="expert-io"),
         num_staging=budget.num_staging,
-        keep_routable=reroute,
+        keep_routable=options.miss_policy == "reroute",
     )
 
 

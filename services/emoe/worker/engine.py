@@ -21,6 +21,7 @@ from emoe.core.tasks import UNKNOWN
 from emoe.worker.attention import AttentionStep
 from emoe.worker.batch import PrefillChunk, StepBatch
 from emoe.worker.kv import KvCache
+from emoe.worker.own_counts import OwnCounts
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting
 from emoe.worker.sampling import Draw, sample
@@ -40,7 +41,8 @@ class EngineCounters:
 
 
 class Engine:
-    """`step_tokens` bounds a step's tokens: longer prompts are prefilled in chunks."""
+    """`step_tokens` bounds a step's tokens: longer prompts are prefilled in chunks. `own_routing_tokens`: how often a
+    sequence's coming routing is foretold; 0 keeps no count of it."""
 
     def __init__(
         self,
@@ -53,11 +55,15 @@ class Engine:
         device: torch.device,
         eos_token_ids: frozenset[int],
         step_tokens: int,
+        own_routing_tokens: int = 0,
     ) -> None:
         self.residency = residency
         self.counters = EngineCounters()
         self.task_counts: dict[str, CountGrid] = {}
         """Routing counts [L, E] since they were last taken; the worker's reporter takes them."""
+        self.own_routing_tokens = own_routing_tokens
+        self.num_moments = 0
+        """Rises when the coming routing of a running sequence is to be foretold."""
         self.logits_NV: torch.Tensor | None = None
         """The last step's logits, one row an event; for comparisons."""
         self._model = model
@@ -86,6 +92,10 @@ class Engine:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def running(self) -> Seq[Sequence]:
+        return self._running
 
     @property
     def num_kv_bytes(self) -> int:
@@ -176,12 +186,23 @@ class Engine:
             sequence.num_expert_hits += hits
             sequence.num_expert_choices += choices * (stop - start)
             self.counters.num_expert_hits += hits
+            if self.own_routing_tokens:
+                self._keep_own(sequence, layers, ids_LTK[:, start:stop])
         self.counters.num_expert_choices += choices * cells_LTK.shape[1]
         names = {s.task: self._counted_as(s.task) for s, _, _ in spans}
         for task in set(names.values()):
             tokens = np.concatenate([np.arange(start, stop) for s, start, stop in spans if names[s.task] == task])
             counts = np.bincount(cells_LTK[:, tokens].reshape(-1), minlength=shape[0] * shape[1]).reshape(shape)
             self.task_counts[task] = self.task_counts.get(task, 0) + counts
+
+    def _keep_own(self, sequence: Sequence, layers: np.ndarray[Any, Any], ids_LTK: np.ndarray[Any, Any]) -> None:
+        if sequence.own_counts is None:
+            sequence.own_counts = OwnCounts(layers, self.residency.grid.shape)
+        own, ends_prompt = sequence.own_counts, not sequence.is_decoding and sequence.num_pending == ids_LTK.shape[1]
+        own.add(ids_LTK)
+        if not own.is_due and (ends_prompt or own.num_new_tokens >= self.own_routing_tokens):
+            own.is_due = True
+            self.num_moments += 1
 
     def _counted_as(self, task: str) -> str:
         """Counts may wait long for a predictor, and clients name tasks as they like: so there is a bound."""

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import functools
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
 
-from emoe.core.errors import UnsupportedModelError
+from emoe.core.errors import BudgetError, CheckpointError, UnsupportedModelError
+from emoe.store.calibration import CalibrationInfo, calibration_beside, read_calibration_info
 from emoe.store.store import ExpertStore
-from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
+from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts, plan_slots
 from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
 from emoe.worker.prompts import PromptEncoder, vocab_size_of
 from emoe.worker.settings import WorkerSettings
@@ -59,7 +62,11 @@ def prepare(
         step_tokens=settings.step_tokens,
         io_threads=settings.io_threads,
         device=str(pick_device(settings.device)),
+        calibration=_find_calibration(settings, store) if settings.miss_policy == "reroute" else None,
     )
+    _say_calibration(settings, store, options)
+    if settings.loader is not None and plan_slots(store.grid, options).num_slots < store.grid.num_experts_total:
+        options = dataclasses.replace(options, own_routing_tokens=settings.own_routing_tokens)
     encoder = PromptEncoder.open(store.folder, vocab_size=vocab_size_of(store), max_context=options.max_context)
     parts = build_parts(store, source, options)
     residency = parts.residency
@@ -75,6 +82,43 @@ def prepare(
     return parts, encoder
 
 
+def _find_calibration(settings: WorkerSettings, store: ExpertStore) -> CalibrationInfo | None:
+    """CheckpointError for one that was asked for by its path and is missing or not this model's."""
+    if isinstance(settings.calibration, Path):
+        path = settings.calibration
+        info = read_calibration_info(path, digest=store.digest, fingerprint=store.fingerprint())
+        if info is None:
+            raise CheckpointError(f"{path}: there is no such file; make it with `emoe profile --calibrate`")
+        return info
+    if settings.calibration == "off":
+        return None
+    try:
+        return calibration_beside(store)
+    except CheckpointError as error:
+        log.error("the calibration is left out: %s", error)  # noqa: TRY400 - the message says it all
+        return None
+
+
+def _say_calibration(settings: WorkerSettings, store: ExpertStore, options: EngineOptions) -> None:
+    """What becomes of it. BudgetError for one that was asked for by its path and leaves too few slots."""
+    info, budget = options.calibration, plan_slots(store.grid, options)
+    if info is None:
+        return
+    if budget.reserved_bytes:
+        log.info(
+            "%s: %d bytes, %.1f slots of the expert memory", info.path, info.num_bytes,
+            info.num_bytes / budget.slot_bytes,
+        )  # fmt: skip
+    elif budget.num_slots == store.grid.num_experts_total:
+        log.info("%s is not used: all experts fit", info.path)
+    else:
+        needed = budget.min_slots * budget.slot_bytes + info.num_bytes
+        problem = f"{info.path} takes {info.num_bytes} bytes: raise the expert memory to {needed} bytes"
+        if isinstance(settings.calibration, Path):
+            raise BudgetError(f"{problem}, or leave it out with calibration off")
+        log.warning("the calibration is left out: %s", problem)
+
+
 def settings_without_effect(settings: WorkerSettings) -> list[str]:
     """One line for each setting that was given and does nothing beside the others."""
     given, lines = settings.model_fields_set, []
@@ -86,10 +130,14 @@ def settings_without_effect(settings: WorkerSettings) -> list[str]:
         lines.append("eviction demand acts like lru: without a loader no demand is known")
     if settings.miss_policy == "load" and settings.model and "start_timeout_seconds" in given:
         lines.append("start_timeout_seconds has no effect: with miss_policy load, experts come when they are needed")
+    if settings.miss_policy == "load" and "calibration" in given:
+        lines.append("calibration has no effect: with miss_policy load, no choice of the router is changed")
     if settings.predictor is None and "report_seconds" in given:
         lines.append("report_seconds has no effect: without a predictor nothing is reported")
     if settings.loader is None and "heartbeat_seconds" in given:
         lines.append("heartbeat_seconds has no effect: without a loader there are no heartbeats")
+    if settings.loader is None and "own_routing_tokens" in given:
+        lines.append("own_routing_tokens has no effect: without a loader nobody plans for the running requests")
     if settings.step_tokens < settings.max_concurrency:
         lines.append(f"step_tokens is raised to max_concurrency {settings.max_concurrency}: each sequence steps")
     return lines

@@ -12,6 +12,7 @@ import torch
 
 from emoe.core.experts import BoolGrid
 from emoe.core.slots import ABSENT
+from emoe.worker.calibration import CalibratedLayer, RouterOutput
 from emoe.worker.families import Family
 from emoe.worker.residency import Residency
 
@@ -52,12 +53,16 @@ class DeviceTable:
     def __init__(self, residency: Residency, device: torch.device) -> None:
         self._residency = residency
         self._version = -1
+        self._is_moe_L = residency.grid.all_experts().any(axis=1)
+        self.lacks_experts = True
         self._slot_of_LE = torch.full(residency.grid.shape, ABSENT, dtype=torch.int32, device=device)
 
     def refresh(self) -> None:
         """Between two steps."""
         if self._version != self._residency.version:
-            self._slot_of_LE.copy_(torch.from_numpy(self._residency.table.slot_of))
+            slot_of_LE = self._residency.table.slot_of
+            self._slot_of_LE.copy_(torch.from_numpy(slot_of_LE))
+            self.lacks_experts = bool((slot_of_LE[self._is_moe_L] == ABSENT).any())
             self._resident_LE = self._slot_of_LE != ABSENT
             self._version = self._residency.version
 
@@ -70,12 +75,16 @@ class DeviceTable:
         return self._slot_of_LE[layer]
 
 
-def reroute_hook(family: Family, layer: int, table: DeviceTable, routing: StepRouting):  # type: ignore[no-untyped-def]
+def reroute_hook(  # type: ignore[no-untyped-def]
+    family: Family, layer: int, table: DeviceTable, routing: StepRouting, calibrated: CalibratedLayer | None = None
+):
     """A forward hook for a router: records what it wanted, and gives its choice among the residents instead."""
 
-    def choose(router: torch.nn.Module, _args: object, output: tuple[torch.Tensor, torch.Tensor, torch.Tensor]):  # type: ignore[no-untyped-def]
+    def choose(router: torch.nn.Module, args: tuple[torch.Tensor], output: RouterOutput) -> RouterOutput:
         logits_TE, _, wanted_ids_TK = output
         routing.record(layer, wanted_ids_TK)
+        if calibrated is not None:
+            return calibrated.choose(router, args[0], output, table.resident(layer))
         return logits_TE, *family.reroute(router, logits_TE, table.resident(layer))
 
     return choose

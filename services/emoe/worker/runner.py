@@ -66,6 +66,9 @@ class EngineRunner:
         self._idle_since_seconds = time.monotonic()
         self.failure: BaseException | None = None
         self.finished = asyncio.Event()
+        self.news = asyncio.Event()
+        """Set when a plan was applied, or the coming routing is to be foretold; whoever waits for it unsets it."""
+        self._told = 0, 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -156,9 +159,16 @@ class EngineRunner:
                 self._step()
             else:
                 self._idle()
+            self._tell_news()
         except Exception:
             log.exception("a step failed; the engine is rebuilt")
             self._rebuild()
+
+    def _tell_news(self) -> None:
+        now = self._engine.num_moments, self._engine.residency.applied_epoch
+        if now != self._told:
+            self._told = now
+            self._tell(self.news.set)
 
     def _carry_out(self) -> None:
         self._wake.clear()

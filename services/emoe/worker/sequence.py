@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from emoe.core.generation import Sampling
+from emoe.worker.own_counts import OwnCounts
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -21,6 +22,8 @@ class Sequence:
     num_expert_choices: int = 0
     started_seconds: float | None = None
     """When its first step began, on the monotonic clock."""
+    own_counts: OwnCounts | None = None
+    """What it routed so far, where the engine keeps that."""
 
     @property
     def num_pending(self) -> int:

@@ -11,10 +11,12 @@ from emoe.runtime.lifecycle import ServiceHost
 from emoe.store.store import ExpertStore
 from emoe.v1 import worker_pb2_grpc
 from emoe.worker.build import EngineParts
+from emoe.worker.foresight import open_forecast
 from emoe.worker.plans import PlanSubscription
 from emoe.worker.prompts import PromptEncoder
 from emoe.worker.reporting import RoutingReporter
 from emoe.worker.runner import EngineRunner
+from emoe.worker.running_demand import RunningForecast
 from emoe.worker.service import WorkerService
 from emoe.worker.settings import WorkerSettings
 from emoe.worker.state import WorkerIdentity
@@ -51,7 +53,8 @@ async def serve_model(
         slot_bytes=slot_bytes(store.grid),
     )
     runner.start()
-    _spawn_neighbours(settings, host, store, runner, service, model)
+    forecast = await asyncio.to_thread(open_forecast, store) if parts.options.own_routing_tokens else None
+    _spawn_neighbours(settings, host, store, runner, service, model, forecast)
 
     async def follow_readiness() -> None:
         while True:
@@ -91,6 +94,7 @@ def _spawn_neighbours(
     runner: EngineRunner,
     service: WorkerService,
     model: ModelId,
+    forecast: RunningForecast | None,
 ) -> None:
     if settings.loader is not None:
         subscription = PlanSubscription(
@@ -100,6 +104,7 @@ def _spawn_neighbours(
             runner=runner,
             heartbeat=service.state,
             heartbeat_seconds=settings.heartbeat_seconds,
+            forecast=forecast,
         )
         host.spawn("plans", subscription.run())
     if settings.predictor is not None:

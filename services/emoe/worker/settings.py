@@ -34,6 +34,9 @@ class WorkerSettings(ServiceSettings):
     """Bytes for expert slots: a share of all expert bytes (25%) or a size (2GiB); staging slots are part of it."""
     miss_policy: Literal["reroute", "load"] = "reroute"
     """reroute: only resident experts are used. load: exact, a step waits for what it misses."""
+    calibration: Literal["auto", "off"] | Path = "auto"
+    """Reroute mode: the calibration that makes up for absent experts; its bytes are part of the expert memory. auto:
+    the one beside the model, if there is one and it fits. off: none. Else a file's path."""
     eviction: Literal["lru", "demand"] = "lru"
     """Load mode: whose slot is freed. Reroute mode follows plans alone and does not use it."""
     pinned: tuple[ExpertId, ...] = ()
@@ -56,6 +59,9 @@ class WorkerSettings(ServiceSettings):
     """Experts that are read at once."""
     max_request_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     heartbeat_seconds: float = Field(default=0.5, gt=0)
+    own_routing_tokens: int = Field(default=64, ge=0)
+    """How often, in its tokens, the loader is told what a running request will route next; after its prompt as well.
+    0: never, and plans follow from tasks alone. Nor is it where all experts fit."""
     report_seconds: float = Field(default=0.5, gt=0)
     """How often routing counts go to the predictor."""
     start_timeout_seconds: float = Field(default=600.0, gt=0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from emoe.core.experts import BoolGrid
-from emoe.runtime.grids import ModelId, model_to_proto, set_to_proto
+from emoe.runtime.grids import ModelId, demand_to_proto, model_to_proto, set_to_proto
 from emoe.v1 import loader_pb2 as pb
 from emoe.worker.engine import Engine, EngineCounters
 from emoe.worker.residency import LoadCounters
+from emoe.worker.running_demand import RunningDemand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,3 +76,11 @@ def state_to_proto(identity: WorkerIdentity, state: EngineState, *, num_requests
         miss_policy=identity.miss_policy,
         slot_bytes=identity.slot_bytes,
     )
+
+
+def running_to_proto(running: RunningDemand, *, told_version: int) -> pb.RunningDemand:
+    """Without the demand when the same stream was told it before: of a large model it is the most of a heartbeat."""
+    message = pb.RunningDemand(version=running.version, num_requests=running.num_requests)
+    if running.version != told_version:
+        message.demand.CopyFrom(demand_to_proto(running.demand))
+    return message

@@ -43,3 +43,31 @@ def test_too_small_a_budget_is_refused_with_the_bytes_that_would_do() -> None:
         split_budget(grid(), budget_bytes=7 * stride, reroute=True).check()
     split_budget(grid(), budget_bytes=8 * stride, reroute=True).check()
     split_budget(grid(), budget_bytes=2 * stride, reroute=False).check()
+
+
+@given(
+    budget_bytes=st.integers(0, 10**5),
+    expert_bytes=st.integers(1, 5000),
+    reserved_bytes=st.integers(0, 30_000),
+    reroute=st.booleans(),
+)
+def test_what_is_reserved_and_the_slots_fit_the_budget_together_and_never_cost_a_worker_its_start(
+    budget_bytes: int, expert_bytes: int, reserved_bytes: int, reroute: bool
+) -> None:
+    model = grid(expert_bytes=expert_bytes)
+    without = split_budget(model, budget_bytes=budget_bytes, reroute=reroute)
+    beside = split_budget(model, budget_bytes=budget_bytes, reroute=reroute, reserved_bytes=reserved_bytes)
+    assert beside.num_bytes + beside.reserved_bytes <= budget_bytes
+    assert beside.is_enough == without.is_enough
+    if beside.reserved_bytes:
+        assert reroute
+        assert beside.reserved_bytes == reserved_bytes
+        assert beside.num_slots == (budget_bytes - reserved_bytes) // beside.slot_bytes
+    else:
+        assert beside == without
+
+
+def test_nothing_is_reserved_where_all_experts_fit() -> None:
+    stride = slot_bytes(grid())
+    assert split_budget(grid(), budget_bytes=24 * stride, reroute=True, reserved_bytes=1).reserved_bytes == 0
+    assert split_budget(grid(), budget_bytes=24 * stride - 1, reroute=True, reserved_bytes=1).reserved_bytes == 1

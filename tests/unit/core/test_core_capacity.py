@@ -44,7 +44,7 @@ def plan(memory: str = "25%", **fields: object) -> WorkerPlan:
 
 
 geometries = st.builds(
-    lambda layers, dense, experts, top_k, expert_bytes, base, kv: ModelGeometry(
+    lambda layers, dense, experts, top_k, expert_bytes, base, kv, calibration: ModelGeometry(
         grid=ExpertGrid(
             num_layers=layers + dense,
             moe_layers=tuple(range(dense, dense + layers)),
@@ -54,9 +54,10 @@ geometries = st.builds(
         base_bytes=base,
         kv_bytes_per_token=kv,
         max_context=2048,
+        calibration_bytes=calibration,
     ),
     *(st.integers(1, 64), st.integers(0, 3), st.integers(2, 256), st.integers(1, 16)),
-    *(st.integers(1000, 2**30), st.integers(0, 2**36), st.integers(0, 2**20)),
+    *(st.integers(1000, 2**30), st.integers(0, 2**36), st.integers(0, 2**20), st.integers(0, 2**32)),
 )
 policies = st.sampled_from(["reroute", "load"])
 devices = st.sampled_from(["cpu", "gpu"])
@@ -118,8 +119,24 @@ def test_the_worker_cuts_the_planned_slots_from_the_planned_bytes(
     if got.resident_bytes == 0:
         return
     given_bytes = parse_memory(str(got.resident_bytes), total_bytes=geometry.grid.num_experts_total * got.slot_bytes)
-    split = split_budget(geometry.grid, budget_bytes=given_bytes, reroute=policy == "reroute")
+    split = split_budget(
+        geometry.grid,
+        budget_bytes=given_bytes,
+        reroute=policy == "reroute",
+        reserved_bytes=geometry.calibration_bytes,
+    )
     assert (split.num_slots, split.num_staging) == (got.slots, got.staging)
+    assert split.reserved_bytes == got.calibration_bytes
+
+
+def test_pinned_experts_fit_beside_a_calibration_from_the_smallest_budget_on() -> None:
+    calibrated = dataclasses.replace(OLMOE, calibration_bytes=3 * slot_bytes(OLMOE.grid) + 1)
+    asked = wishes("1%", pinned=tuple(ExpertId(0, index) for index in range(20)))
+    least = plan_worker(calibrated, asked).min_bytes
+    for num_bytes in (least, least + slot_bytes(OLMOE.grid)):
+        got = plan_worker(calibrated, dataclasses.replace(asked, memory=ExpertMemory(num_bytes=num_bytes)))
+        assert got.fits
+        assert got.calibration_bytes == calibrated.calibration_bytes
 
 
 @given(geometry=geometries, memory=memories, device=devices)
