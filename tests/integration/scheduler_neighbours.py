@@ -11,7 +11,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from opentelemetry import trace
 
-from emoe.core.errors import EmoeError
+from emoe.core.errors import EmoeError, QueueFullError
 from emoe.runtime.channels import open_channel, server_options
 from emoe.runtime.interceptors import CallInterceptor, StandingCalls
 from emoe.runtime.lifecycle import ServiceHost
@@ -40,6 +40,8 @@ class ScriptedWorker(WorkerServiceServicer):
         self.started = asyncio.Semaphore(0)
         self.ended = asyncio.Semaphore(0)
         self.error: EmoeError | None = None
+        self.num_refusals_to_come = 0
+        self.refusal_seconds = 0.01
         self.hung = False
         self._stepwise = stepwise
         self._steps = asyncio.Semaphore(0)
@@ -79,6 +81,9 @@ class ScriptedWorker(WorkerServiceServicer):
         self.deadlines.append(context.time_remaining())
         self.started.release()
         try:
+            if self.num_refusals_to_come:
+                self.num_refusals_to_come -= 1
+                raise QueueFullError("there are requests enough", retry_after_seconds=self.refusal_seconds)
             if self.error is not None:
                 raise self.error
             async for message in self._words(request):
@@ -105,9 +110,12 @@ class ScriptedWorker(WorkerServiceServicer):
 
 
 class ListingLoader(LoaderServiceServicer):
-    """Lists the workers it was told of, and keeps every task report."""
+    """Lists the workers it was told of, keeps every task report, and gives `profile` in small parts."""
 
     def __init__(self) -> None:
+        self.profile = b""
+        self.profile_asked = asyncio.Semaphore(0)
+        self.gives_profile = True
         self.reports: asyncio.Queue[loader_pb2.ReportTasksRequest] = asyncio.Queue()
         self._workers: list[loader_pb2.WorkerState] = []
         self._changed = asyncio.Condition()
@@ -122,6 +130,13 @@ class ListingLoader(LoaderServiceServicer):
             while True:
                 yield loader_pb2.WatchWorkersResponse(workers=self._workers)
                 await self._changed.wait()
+
+    async def GetProfile(self, request, context):
+        self.profile_asked.release()
+        if not self.gives_profile:
+            await asyncio.Event().wait()
+        for offset in range(0, len(self.profile), 1000):
+            yield loader_pb2.GetProfileResponse(data=self.profile[offset : offset + 1000])
 
     async def ReportTasks(self, request_iterator, context):
         async for report in request_iterator:

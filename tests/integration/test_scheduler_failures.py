@@ -13,6 +13,8 @@ import pytest
 from scheduler_neighbours import PATIENCE_SECONDS, Neighbourhood, ScriptedWorker
 
 from emoe.runtime.channels import open_channel
+from emoe.runtime.errors import retry_after_seconds
+from emoe.scheduler.service import MAX_REFUSALS
 from emoe.v1 import loader_pb2, worker_pb2
 from emoe.v1.worker_pb2_grpc import WorkerServiceStub
 
@@ -115,6 +117,43 @@ async def test_worker_that_dies_after_the_first_token_ends_the_stream(neighbourh
     error = await failure(words)
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "after 1 messages" in error.details()
+
+
+async def test_request_that_a_full_worker_refused_is_answered_by_another(neighbourhood) -> None:
+    full = await neighbourhood.start_worker(ScriptedWorker("full", num_sequences=9))
+    full.num_refusals_to_come, full.refusal_seconds = 99, 60.0
+    await neighbourhood.start_worker(ScriptedWorker("second"))
+    door = await neighbourhood.start_scheduler()
+
+    messages = await door.answer("hello")
+
+    assert [message.text for message in messages] == ["0 ", "1 ", "2 "]
+    assert messages[0].worker_id == "second"
+    assert len(full.prompts) == 1
+
+
+async def test_only_worker_is_asked_again_after_a_refusal_and_the_answer_is_whole(neighbourhood) -> None:
+    worker = await neighbourhood.start_worker(ScriptedWorker())
+    worker.num_refusals_to_come = MAX_REFUSALS
+    door = await neighbourhood.start_scheduler()
+
+    assert [message.text for message in await door.answer("hello")] == ["0 ", "1 ", "2 "]
+
+    assert worker.prompts == ["hello"] * (MAX_REFUSALS + 1)
+    assert len({request.request_id for request in worker.requests}) == 1
+
+
+async def test_refusal_is_passed_on_after_a_few_with_the_workers_own_delay(neighbourhood) -> None:
+    worker = await neighbourhood.start_worker(ScriptedWorker())
+    worker.num_refusals_to_come = 99
+    door = await neighbourhood.start_scheduler()
+
+    error = await failure(door.generate("hello"))
+
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (error.details(), retry_after_seconds(error)) == ("there are requests enough", 0.01)
+    assert len(worker.prompts) == MAX_REFUSALS + 1
+    await door.until(num_running=0, num_waiting=0)
 
 
 async def test_killed_worker_process_ends_the_stream_at_once(neighbourhood, tmp_path) -> None:

@@ -129,6 +129,18 @@ async def test_each_hop_makes_one_span_of_the_clients_trace(neighbourhood) -> No
     assert front.attributes["emoe.worker_id"] == "worker-1"
 
 
+async def test_span_tells_how_often_full_workers_refused(neighbourhood) -> None:
+    spans = InMemorySpanExporter()
+    worker = await neighbourhood.start_worker(ScriptedWorker())
+    worker.num_refusals_to_come = 2
+    door = await neighbourhood.start_scheduler(telemetry=recording(spans, "scheduler"))
+
+    await door.answer("hello")
+
+    (span,) = [span for span in spans.get_finished_spans() if span.name.endswith("/Generate")]
+    assert span.attributes["emoe.num_refusals"] == 2
+
+
 async def test_failed_call_leaves_its_status_in_the_span(neighbourhood) -> None:
     spans = InMemorySpanExporter()
     door = await neighbourhood.start_scheduler(telemetry=recording(spans, "scheduler"))

@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from emoe.runtime.channels import open_channel
+from emoe.runtime.parts import MAX_PROFILE_BYTES, Gathered
 from emoe.runtime.telemetry import outgoing_metadata
 from emoe.v1 import loader_pb2, worker_pb2
 from emoe.v1.loader_pb2_grpc import LoaderServiceStub
@@ -48,6 +49,8 @@ class TaskLoad:
     num_waiting: int
     num_prompt_tokens: int
     num_expected_tokens: int
+    num_waiting_tokens: int
+    """Of both, those of waiting requests."""
 
 
 class WorkerClient:
@@ -99,6 +102,17 @@ class LoaderClient:
                 yield tuple(parse_worker(state) for state in message.workers)
         finally:
             call.cancel()
+
+    async def get_profile(self, *, timeout_seconds: float) -> bytes:
+        """emoe-profile.json; empty where the model has none. InvalidRequestError when it is too large."""
+        gathered = Gathered("the loader's profile", max_bytes=MAX_PROFILE_BYTES)
+        call = self._stub.GetProfile(loader_pb2.GetProfileRequest(), timeout=timeout_seconds)
+        try:
+            async for message in call:
+                gathered.add(message.data)
+        finally:
+            call.cancel()
+        return gathered.whole()
 
     async def report_tasks(self, reports: AsyncIterator[loader_pb2.ReportTasksRequest]) -> None:
         """Until the loader ends the stream; `reports` is read no further then."""

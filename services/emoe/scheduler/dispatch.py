@@ -36,6 +36,11 @@ class Ticket:
     num_expected_tokens: int
     max_tokens: int
 
+    @property
+    def num_tokens_to_come(self) -> int:
+        """Of the prompt, and of the answer as expected."""
+        return self.num_prompt_tokens + self.num_expected_tokens
+
     def waiting(self, place_id: str) -> Waiting:
         return Waiting(
             request_id=place_id,
@@ -47,8 +52,9 @@ class Ticket:
 
 
 class _Place:
-    def __init__(self, ticket: Ticket, place_id: str) -> None:
+    def __init__(self, ticket: Ticket, place_id: str, *, again: bool) -> None:
         self.ticket = ticket
+        self.again = again
         self.waiting = ticket.waiting(place_id)
         self.worker: Worker | None = None
         self.admitted: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
@@ -92,10 +98,10 @@ class Dispatcher:
     async def place(self, ticket: Ticket, *, again: bool = False) -> AsyncIterator[Worker]:
         """Wait for a worker and hold one of its sequences. QueueFullError at once when there is no room to wait.
 
-        `again`: its first worker died, so it was let in before and the bounds do not count."""
+        `again`: its first worker died or was full, so it was let in, and counted, before: the bounds do not apply."""
         if not again:
             self._check_room(ticket)
-        place = self._enter(ticket)
+        place = self._enter(ticket, again=again)
         try:
             self.admit()
             yield await place.admitted
@@ -117,6 +123,9 @@ class Dispatcher:
         waiting = collections.Counter(place.ticket.task for place in self._queue.values())
         prompt_tokens: collections.Counter[str] = collections.Counter()
         expected_tokens: collections.Counter[str] = collections.Counter()
+        waiting_tokens: collections.Counter[str] = collections.Counter()
+        for place in self._queue.values():
+            waiting_tokens[place.ticket.task] += place.ticket.num_tokens_to_come
         for place in itertools.chain(self._running, self._queue.values()):
             prompt_tokens[place.ticket.task] += place.ticket.num_prompt_tokens
             expected_tokens[place.ticket.task] += place.ticket.num_expected_tokens
@@ -127,6 +136,7 @@ class Dispatcher:
                 num_waiting=waiting[task],
                 num_prompt_tokens=prompt_tokens[task],
                 num_expected_tokens=expected_tokens[task],
+                num_waiting_tokens=waiting_tokens[task],
             )
             for task in sorted(prompt_tokens)
         )
@@ -156,8 +166,8 @@ class Dispatcher:
         seconds_per_request = (self._clock() - self._admitted_seconds[0]) / len(self._admitted_seconds)
         return min(max(len(self._queue) * seconds_per_request, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
-    def _enter(self, ticket: Ticket) -> _Place:
-        place = _Place(ticket, str(next(self._serial)))
+    def _enter(self, ticket: Ticket, *, again: bool) -> _Place:
+        place = _Place(ticket, str(next(self._serial)), again=again)
         self._queue[place.waiting.request_id] = place
         self._queued_bytes += ticket.size_bytes
         return place
@@ -168,7 +178,7 @@ class Dispatcher:
         worker.num_in_flight += 1
         self._running.add(place)
         self._admitted_seconds.append(self._clock())
-        self.num_prompts += 1
+        self.num_prompts += not place.again
 
     def _unqueue(self, place_id: str) -> _Place:
         place = self._queue.pop(place_id)

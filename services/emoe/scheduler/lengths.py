@@ -6,6 +6,8 @@ the worker's to say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from emoe.core.generation import Usage
 from emoe.runtime.messages import ChatPrompt, ParsedRequest, TextPrompt, TokenPrompt
 
@@ -14,11 +16,16 @@ _FIRST_BYTES_PER_TOKEN = 4.0
 
 
 class LengthEstimator:
-    """Moving means: bytes a prompt token, over all requests; answer tokens, a task."""
+    """Moving means: bytes a prompt token, over all requests; answer tokens, a task, begun where its profile is."""
 
     def __init__(self) -> None:
         self._bytes_per_token = _FIRST_BYTES_PER_TOKEN
         self._answer_tokens: dict[str, float] = {}
+        self._profiled_tokens: Mapping[str, float] = {}
+
+    def begin_from(self, answer_tokens: Mapping[str, float]) -> None:
+        """Mean answers of tasks, as their profile has them; what was seen of a task since goes before."""
+        self._profiled_tokens = dict(answer_tokens)
 
     def prompt_tokens(self, request: ParsedRequest) -> int:
         if isinstance(request.prompt, TokenPrompt):
@@ -26,16 +33,21 @@ class LengthEstimator:
         return max(1, round(prompt_bytes(request) / self._bytes_per_token))
 
     def answer_tokens(self, request: ParsedRequest) -> int:
-        """Half of what was asked for, until an answer of the task was seen."""
+        """Half of what was asked for, when the task has no profile and no answer of it was seen."""
         longest = request.sampling.max_tokens
-        return max(1, min(longest, round(self._answer_tokens.get(request.task, longest / 2))))
+        expected = self._mean_answer(request.task)
+        return max(1, min(longest, round(longest / 2 if expected is None else expected)))
 
     def observe(self, request: ParsedRequest, usage: Usage) -> None:
         """`request.task` is one of the known tasks, so the table stays small."""
-        before = self._answer_tokens.get(request.task, usage.num_completion_tokens)
-        self._answer_tokens[request.task] = _mix(before, usage.num_completion_tokens)
+        before = self._mean_answer(request.task)
+        newest = float(usage.num_completion_tokens)
+        self._answer_tokens[request.task] = newest if before is None else _mix(before, newest)
         if not isinstance(request.prompt, TokenPrompt) and usage.num_prompt_tokens:
             self._bytes_per_token = _mix(self._bytes_per_token, prompt_bytes(request) / usage.num_prompt_tokens)
+
+    def _mean_answer(self, task: str) -> float | None:
+        return self._answer_tokens.get(task, self._profiled_tokens.get(task))
 
 
 def prompt_bytes(request: ParsedRequest) -> int:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import uuid
 from collections.abc import AsyncIterator
 
 from emoe.core.admission import ADMISSION_POLICIES
+from emoe.core.task_naming import shipped_namer
 from emoe.runtime.channels import MAX_MESSAGE_BYTES, open_channel
 from emoe.runtime.lifecycle import ServiceHost, service_host
 from emoe.runtime.telemetry import Telemetry
 from emoe.scheduler.client import LoaderClient
 from emoe.scheduler.dispatch import Dispatcher
-from emoe.scheduler.follow import follow_workers, probe_workers, report_tasks
+from emoe.scheduler.follow import follow_profile, follow_workers, probe_workers, report_tasks
 from emoe.scheduler.health import HealthPace, watch_health
 from emoe.scheduler.inference import SERVICE as INFERENCE_SERVICE
 from emoe.scheduler.inference import InferenceServicer
+from emoe.scheduler.lengths import LengthEstimator
 from emoe.scheduler.service import SERVICE, SchedulerServicer
 from emoe.scheduler.settings import SchedulerSettings
 from emoe.scheduler.workers import WorkerPool
@@ -53,26 +56,34 @@ async def open_scheduler(
             max_requests=settings.max_queued_requests,
             max_bytes=settings.max_queued_bytes,
         )
-        servicer = SchedulerServicer(settings, dispatcher=dispatcher, pool=pool)
+        lengths = LengthEstimator()
+        namer = shipped_namer(settings.all_task_examples) if settings.identify_tasks else None
+        servicer = SchedulerServicer(settings, dispatcher=dispatcher, pool=pool, lengths=lengths, namer=namer)
         host.register(SERVICE, servicer.add_to)
         inference = InferenceServicer(settings, generate=servicer.generate, pool=pool, stopping=host.stopping)
         host.register(INFERENCE_SERVICE, inference.add_to)
         await host.start()
-        _spawn_background(host, settings, LoaderClient(channel), dispatcher, pool)
+        _follow_loader(host, LoaderClient(channel), dispatcher, pool, lengths)
+        _watch_workers(host, settings, pool)
         yield host
 
 
-def _spawn_background(
-    host: ServiceHost, settings: SchedulerSettings, loader: LoaderClient, dispatcher: Dispatcher, pool: WorkerPool
+def _follow_loader(
+    host: ServiceHost, loader: LoaderClient, dispatcher: Dispatcher, pool: WorkerPool, lengths: LengthEstimator
 ) -> None:
+    scheduler_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
+    connected = asyncio.Event()
+    host.spawn("follow workers", follow_workers(loader, pool, connected))
+    host.spawn("follow profile", follow_profile(loader, lengths, connected))
+    host.spawn("report tasks", report_tasks(loader, dispatcher, scheduler_id))
+
+
+def _watch_workers(host: ServiceHost, settings: SchedulerSettings, pool: WorkerPool) -> None:
     async def become_ready() -> None:
         """Ready from the first ready worker on; without one later the queue still holds requests."""
         await pool.found_ready.wait()
         await host.set_ready(True)
 
-    scheduler_id = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    host.spawn("follow workers", follow_workers(loader, pool))
-    host.spawn("report tasks", report_tasks(loader, dispatcher, scheduler_id))
     host.spawn(
         "probe workers",
         probe_workers(

@@ -29,10 +29,19 @@ class WorkerLostError(Exception):
         self.num_messages = num_messages
 
 
+class WorkerFullError(Exception):
+    """The worker took no more requests, though its report had let us think so; nothing of the answer was made."""
+
+    def __init__(self, worker: Worker, error: grpc.aio.AioRpcError) -> None:
+        super().__init__(f"worker {worker.worker_id} is full ({error.details()})")
+        self.error = error
+
+
 async def relay(
     worker: Worker, call: ByteStream, write: Callable[[bytes], Awaitable[None]], *, front_fields: bytes
 ) -> Usage | None:
-    """Until the answer's end: its usage. WorkerLostError, or the worker's own AioRpcError about the request.
+    """Until the answer's end: its usage. WorkerLostError, WorkerFullError, or the worker's own AioRpcError about the
+    request.
 
     Leaving early, by cancellation too, cancels the worker's call."""
     worker.calls.add(call)
@@ -43,6 +52,8 @@ async def relay(
             num_messages += 1
             await write(message if num_messages > 1 else message + front_fields)
     except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not num_messages:
+            raise WorkerFullError(worker, error) from error
         if error.code() not in _LOST_CODES:
             raise
         raise WorkerLostError(worker, error.details() or error.code().name, num_messages=num_messages) from error

@@ -16,18 +16,22 @@ from google.protobuf.message import DecodeError
 from opentelemetry import trace
 
 from emoe.core.errors import InvalidRequestError, NotReadyError
+from emoe.core.task_naming import NamedBy, TaskNamer
 from emoe.runtime.channels import remaining_seconds
-from emoe.runtime.errors import rich_details
+from emoe.runtime.errors import retry_after_seconds, rich_details
 from emoe.runtime.messages import ParsedRequest, parse_request
 from emoe.scheduler.dispatch import Dispatcher, Ticket
 from emoe.scheduler.lengths import LengthEstimator
-from emoe.scheduler.relay import WorkerLostError, front_fields, relay
+from emoe.scheduler.naming import name_task
+from emoe.scheduler.relay import WorkerFullError, WorkerLostError, front_fields, relay
 from emoe.scheduler.settings import SchedulerSettings
-from emoe.scheduler.workers import Worker, WorkerPool
+from emoe.scheduler.workers import MAX_FULL_SECONDS, Worker, WorkerPool
 from emoe.v1 import generation_pb2, scheduler_pb2
 
 SERVICE = "emoe.v1.SchedulerService"
 MAX_ATTEMPTS = 2
+MAX_REFUSALS = 3
+"""So often a request is queued again because its worker was full."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,17 +42,29 @@ class _Intake:
     ticket: Ticket
     payload: bytes
     request_id: str
+    named_by: NamedBy
+    """Who said which task it is."""
     ends_seconds: float
     """On the event loop's clock."""
 
 
 class SchedulerServicer:
-    def __init__(self, settings: SchedulerSettings, *, dispatcher: Dispatcher, pool: WorkerPool) -> None:
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        dispatcher: Dispatcher,
+        pool: WorkerPool,
+        lengths: LengthEstimator,
+        namer: TaskNamer | None = None,
+    ) -> None:
+        """`namer` names the task of requests that come without; None leaves them unknown."""
         self._settings = settings
+        self._namer = namer
         self._tasks = settings.tasks
         self._dispatcher = dispatcher
         self._pool = pool
-        self._lengths = LengthEstimator()
+        self._lengths = lengths
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers = {
@@ -85,6 +101,10 @@ class SchedulerServicer:
 
     def _take_in(self, data: bytes, context: Any) -> _Intake:
         request, message = self._parse(data)
+        named_by: NamedBy = "client"
+        if not message.task:
+            named = name_task(request.prompt, self._namer)
+            request, named_by = dataclasses.replace(request, task=named.task), named.by
         settings = self._settings
         has_deadline = context.time_remaining() is not None
         seconds = remaining_seconds(
@@ -109,6 +129,7 @@ class SchedulerServicer:
             ticket=ticket,
             payload=message.SerializeToString(),
             request_id=message.request_id,
+            named_by=named_by,
             ends_seconds=asyncio.get_running_loop().time() + seconds,
         )
 
@@ -125,30 +146,41 @@ class SchedulerServicer:
         return parse_request(message, known_tasks=self._tasks), message
 
     async def _answer(self, intake: _Intake, context: Any) -> None:
-        """On one worker, or on a second one if the first dies without a word."""
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            async with self._dispatcher.place(intake.ticket, again=attempt > 1) as worker:
+        """On one worker, on a second one if the first dies without a word, and from the queue again if one is full."""
+        num_lost = num_refused = 0
+        while True:
+            async with self._dispatcher.place(intake.ticket, again=num_lost + num_refused > 0) as worker:
                 try:
-                    await self._relay(intake, worker, context)
+                    await self._relay(intake, worker, context, num_refused=num_refused)
                     return
                 except WorkerLostError as lost:
-                    self._pool.suspect(worker)
-                    if lost.num_messages:
-                        raise NotReadyError(
-                            f"{lost} after {lost.num_messages} messages; ask again from the start"
-                        ) from lost
-                    if attempt == MAX_ATTEMPTS or not self._pool.num_usable:
-                        raise NotReadyError(f"{lost} before the first token; ask again later") from lost
+                    num_lost += 1
+                    self._lose(worker, lost, is_last=num_lost == MAX_ATTEMPTS)
+                except WorkerFullError as full:
+                    num_refused += 1
+                    self._pool.refused(worker, retry_seconds=retry_after_seconds(full.error) or MAX_FULL_SECONDS)
+                    if num_refused > MAX_REFUSALS:
+                        raise full.error from full
 
-    async def _relay(self, intake: _Intake, worker: Worker, context: Any) -> None:
+    def _lose(self, worker: Worker, lost: WorkerLostError, *, is_last: bool) -> None:
+        """NotReadyError unless another worker may still answer as if nothing had been."""
+        self._pool.suspect(worker)
+        if lost.num_messages:
+            raise NotReadyError(f"{lost} after {lost.num_messages} messages; ask again from the start") from lost
+        if is_last or not self._pool.num_usable:
+            raise NotReadyError(f"{lost} before the first token; ask again later") from lost
+
+    async def _relay(self, intake: _Intake, worker: Worker, context: Any, *, num_refused: int) -> None:
         loop = asyncio.get_running_loop()
         queue_seconds = time.monotonic() - intake.ticket.arrived_seconds
         trace.get_current_span().set_attributes(
             {
                 "emoe.request_id": intake.request_id,
                 "emoe.task": intake.request.task,
+                "emoe.task_named_by": intake.named_by,
                 "emoe.worker_id": worker.worker_id,
                 "emoe.queue_seconds": queue_seconds,
+                "emoe.num_refusals": num_refused,
             }
         )
         fields = front_fields(

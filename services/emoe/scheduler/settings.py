@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from emoe.core.admission import ADMISSION_POLICIES
 from emoe.core.slo import Slo
-from emoe.core.tasks import BUILTIN_TASKS, parse_task_name
+from emoe.core.tasks import BUILTIN_TASKS, UNKNOWN, check_examples, parse_task_name
 from emoe.runtime.settings import ServiceSettings
+
+Examples = dict[str, tuple[str, ...]]
 
 
 class TaskSlo(BaseModel):
@@ -42,6 +48,13 @@ class SchedulerSettings(ServiceSettings):
     task_slos: dict[str, TaskSlo] = Field(default_factory=dict)
     """Task -> targets for its requests that give none, as JSON: {"chat": {"ttft_seconds": 0.5}}. Its names are tasks,
     too."""
+    identify_tasks: bool = True
+    """Name the task of a request whose client named none; otherwise it is unknown."""
+    task_examples: Examples = Field(default_factory=dict)
+    """Task -> prompts that show what it is, as JSON: {"tickets": ["Which team gets this ticket? ..."]}. At most 16 a
+    task, of 2000 characters each and 32 KiB in all. Its names are tasks, too."""
+    tasks_file: Path | None = None
+    """A JSON file like task_examples; where both have a task, task_examples counts."""
     probe_interval_seconds: float = Field(default=1.0, gt=0)
     """How often a worker that the loader does not vouch for is asked whether it lives."""
     probe_timeout_seconds: float = Field(default=2.0, gt=0)
@@ -69,9 +82,27 @@ class SchedulerSettings(ServiceSettings):
     def _well_named_slos(cls, slos: dict[str, TaskSlo]) -> dict[str, TaskSlo]:
         return {parse_task_name(name): slo for name, slo in slos.items()}
 
-    @property
+    @field_validator("task_examples")
+    @classmethod
+    def _showing_tasks(cls, examples: Examples) -> Examples:
+        return _check_task_examples(examples)
+
+    @field_validator("tasks_file")
+    @classmethod
+    def _readable_tasks(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            read_task_examples(path)
+        return path
+
+    @functools.cached_property
+    def all_task_examples(self) -> Mapping[str, tuple[str, ...]]:
+        """Of the file and of `task_examples`. ValueError when they are too many together."""
+        of_file = read_task_examples(self.tasks_file) if self.tasks_file is not None else {}
+        return _check_task_examples({**of_file, **self.task_examples})
+
+    @functools.cached_property
     def tasks(self) -> frozenset[str]:
-        return frozenset(BUILTIN_TASKS) | frozenset(self.extra_tasks) | frozenset(self.task_slos)
+        return frozenset((*BUILTIN_TASKS, *self.extra_tasks, *self.task_slos, *self.all_task_examples))
 
     def fill_slo(self, task: str, slo: Slo) -> Slo:
         """The request's own targets, and the task's where it has none."""
@@ -83,3 +114,25 @@ class SchedulerSettings(ServiceSettings):
             ttft_seconds=slo.ttft_seconds or default.ttft_seconds,
             tpot_seconds=slo.tpot_seconds or default.tpot_seconds,
         )
+
+
+def read_task_examples(path: Path) -> Examples:
+    """A JSON object, task -> prompts. ValueError names the file and what is wrong."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return _check_task_examples(TypeAdapter(Examples).validate_python(found))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_task_examples(examples: Examples) -> Examples:
+    for name in examples:
+        if parse_task_name(name) == UNKNOWN:
+            raise ValueError(f"{UNKNOWN} is what requests without a task are called; give the task another name")
+    check_examples(examples)
+    return examples

@@ -19,6 +19,8 @@ from emoe.scheduler.client import ByteStream, ReportedWorker, WorkerClient
 log = logging.getLogger(__name__)
 
 MAX_FAILED_PROBES = 2
+MAX_FULL_SECONDS = 1.0
+"""A worker that refused a request is asked again after so long at the latest."""
 
 
 class Worker:
@@ -34,6 +36,8 @@ class Worker:
         """By its own health; true until something else is heard, for the loader listed it as ready."""
         self.calls: set[ByteStream] = set()
         self.num_in_flight = 0
+        self.is_full = False
+        """It refused a request, and has reported nothing new since."""
         self._num_in_flight_at_report = 0
         self._num_failed_probes = 0
 
@@ -53,6 +57,8 @@ class Worker:
     def free_sequences(self) -> int:
         """Free by its last report, less what was sent since; and never more in flight from here than it holds in all,
         for the report may be older than what was sent just before it came."""
+        if self.is_full:
+            return 0
         sent_since = self.num_in_flight - self._num_in_flight_at_report
         in_all = self.reported.free_sequences + self.reported.num_sequences
         return max(0, min(self.reported.free_sequences - sent_since, in_all - self.num_in_flight))
@@ -69,6 +75,7 @@ class Worker:
         this report must not be sent on it once more."""
         if reported != self.reported:
             self.reported = reported
+            self.is_full = False
             self._num_in_flight_at_report = self.num_in_flight
 
     def end_calls(self) -> None:
@@ -114,6 +121,8 @@ class WorkerPool:
         self.doubted = asyncio.Event()
         self.membership = asyncio.Event()
         """Set when a worker has come or gone; its one reader clears it."""
+        self.num_refusals = 0
+        """Requests that a worker refused as too many, and that were queued again or given up."""
         self._workers: dict[str, Worker] = {}
         self._loader_connected = False
 
@@ -135,6 +144,14 @@ class WorkerPool:
         """A call broke: nothing more is sent to this worker until it answers a probe."""
         worker.answers = False
         self.doubted.set()
+
+    def refused(self, worker: Worker, *, retry_seconds: float) -> None:
+        """It is full: nothing more is sent to it until it reports anew, or the time is over that it asked for."""
+        self.num_refusals += 1
+        worker.is_full = True
+        log.debug("worker %s is full: it refused a request that its report had room for", worker.key)
+        pause = min(retry_seconds, MAX_FULL_SECONDS)
+        asyncio.get_running_loop().call_later(pause, self._reopen, worker)
 
     @property
     def num_usable(self) -> int:
@@ -191,6 +208,10 @@ class WorkerPool:
                 log.info("worker %s at %s is forgotten", worker.worker_id, worker.reported.address)
                 self.membership.set()
                 await worker.client.close()
+
+    def _reopen(self, worker: Worker) -> None:
+        worker.is_full = False
+        self._changed()
 
     def _changed(self) -> None:
         if self.num_usable:

@@ -187,7 +187,8 @@ async def test_loads_count_each_task_apart() -> None:
 
         assert (qa.task, qa.num_running, qa.num_waiting) == ("qa", 1, 0)
         assert (code.task, code.num_running, code.num_waiting) == ("code", 0, 2)
-        assert (code.num_prompt_tokens, code.num_expected_tokens) == (10, 12)
+        assert (code.num_prompt_tokens, code.num_expected_tokens, code.num_waiting_tokens) == (10, 12, 22)
+        assert (qa.num_prompt_tokens, qa.num_expected_tokens, qa.num_waiting_tokens) == (5, 6, 0)
 
 
 events = st.lists(st.sampled_from(["arrive", "finish", "leave", "snapshot", "deliver"]), max_size=60)
@@ -252,3 +253,43 @@ async def test_a_report_that_is_listed_again_is_not_sent_on_twice() -> None:
         assert worker.free_sequences == 1, "another scheduler's request ended meanwhile"
     finally:
         await worker.client.close()
+
+
+async def test_a_worker_that_refused_gets_nothing_until_it_reports_anew() -> None:
+    pool = WorkerPool()
+    await pool.update([report()])
+    (worker,) = pool.workers()
+    try:
+        pool.refused(worker, retry_seconds=60)
+        await pool.update([report()])
+        assert pool.capacities() == [], "the same report again says nothing of the refusal"
+        await pool.update([report(num_running=2, num_tokens=9)])
+        assert [capacity.free_sequences for capacity in pool.capacities()] == [1]
+        assert pool.num_refusals == 1
+    finally:
+        await pool.aclose()
+
+
+async def test_a_worker_that_refused_is_tried_again_after_its_delay() -> None:
+    pool = WorkerPool()
+    await pool.update([report()])
+    (worker,) = pool.workers()
+    reopened = asyncio.Event()
+    try:
+        pool.refused(worker, retry_seconds=0.01)
+        assert pool.capacities() == []
+        pool.on_change = reopened.set
+        async with asyncio.timeout(5):
+            await reopened.wait()
+        assert len(pool.capacities()) == 1
+    finally:
+        await pool.aclose()
+
+
+async def test_a_request_that_is_queued_again_is_counted_once() -> None:
+    async with opened() as desk:
+        await desk.pool.update([report()])
+        for again in (False, True):
+            async with desk.dispatcher.place(ticket(), again=again):
+                pass
+        assert desk.dispatcher.num_prompts == 1

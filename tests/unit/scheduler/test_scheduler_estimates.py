@@ -42,6 +42,27 @@ def test_answer_estimate_is_the_tasks_own_and_never_more_than_asked_for() -> Non
     assert lengths.answer_tokens(request(task="qa", max_tokens=3)) == 3
 
 
+def test_a_profiled_task_begins_at_its_mean_answer_and_moves_with_what_is_seen() -> None:
+    lengths = LengthEstimator()
+    lengths.begin_from({"qa": 30.4, "math": 0.2})
+    assert lengths.answer_tokens(request(task="qa")) == 30
+    assert lengths.answer_tokens(request(task="math")) == 1
+    assert lengths.answer_tokens(request(task="code")) == 50, "no profile: half of what was asked for"
+    lengths.observe(request(task="qa"), usage(prompt=10, completion=10))
+    assert lengths.answer_tokens(request(task="qa")) == 28, "a tenth of the way"
+    for _ in range(100):
+        lengths.observe(request(task="qa"), usage(prompt=10, completion=10))
+    assert lengths.answer_tokens(request(task="qa")) == 10
+
+
+def test_what_was_seen_goes_before_a_profile_that_comes_later() -> None:
+    lengths = LengthEstimator()
+    lengths.observe(request(task="qa"), usage(prompt=10, completion=8))
+    lengths.begin_from({"qa": 30.0, "code": 40.0})
+    assert lengths.answer_tokens(request(task="qa")) == 8
+    assert lengths.answer_tokens(request(task="code")) == 40
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
