@@ -86,6 +86,8 @@ REFUSED = (
     Case(
         "no refresh", spec(experts={"refreshIntervalPrompts": 0}), ("spec.experts.refreshIntervalPrompts", "equal to 1")
     ),
+    Case("refresh in quotes", spec(experts={"refreshIntervalPrompts": "40"}), ("refreshIntervalPrompts", "auto")),
+    Case("unknown planner", spec(experts={"planner": "magic"}), ("spec.experts.planner", "per-layer", "adapmoe")),
     Case("task in capitals", spec(tasks=[{"name": "QA"}]), TASK_NAME),
     Case("task called unknown", spec(tasks=[{"name": "unknown"}]), ("spec.tasks[0].name", "another name")),
     Case("task twice", spec(tasks=[{"name": "qa"}, {"name": "qa"}]), ("spec.tasks",)),
@@ -179,6 +181,7 @@ ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
     )),
     ("exact mode", spec(experts={"missPolicy": "load", "eviction": "demand"})),
     ("pinned experts", spec(experts={"pinned": [{"layer": 0, "experts": [0, 3]}, {"layer": 5, "experts": [1]}]})),
+    ("refresh by drift", spec(experts={"refreshIntervalPrompts": "auto", "planner": "adapmoe"})),
     ("tasks", spec(tasks=[{"name": "code", "slo": {"ttftSeconds": 1, "tpotSeconds": 0.05}}, {"name": "legal-qa"}])),
     ("no workers", spec(workers={"replicas": 0})),
     ("a GPU", limits(**GPU, memory="16Gi")),

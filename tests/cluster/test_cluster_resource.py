@@ -57,6 +57,7 @@ def test_a_dry_run_shows_every_default(kube: k.Kube) -> None:
         "missPolicy": "reroute",
         "strategy": "emoe",
         "refreshIntervalPrompts": 40,
+        "planner": "global",
     } | {key: value for key, value in shown["experts"].items() if value in ([], None)}
     assert (shown["workers"]["replicas"], shown["workers"]["maxContext"]) == (1, 2048)
     assert shown["services"]["scheduler"]["replicas"] == 1

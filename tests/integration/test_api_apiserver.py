@@ -50,7 +50,13 @@ async def test_every_default_is_filled_in_by_the_server(kube: KubeObjects) -> No
     spec = (await kube.create(DRY, in_namespace(VALID, kube)))["spec"]
     assert spec == {
         "model": {"source": "demo://"},
-        "experts": {"memory": "25%", "missPolicy": "reroute", "strategy": "emoe", "refreshIntervalPrompts": 40},
+        "experts": {
+            "memory": "25%",
+            "missPolicy": "reroute",
+            "strategy": "emoe",
+            "refreshIntervalPrompts": 40,
+            "planner": "global",
+        },
         "scheduling": {"policy": "fifo", "maxQueuedRequests": 256},
         "workers": {"replicas": 1, "maxContext": 2048, "maxConcurrency": 8},
         "services": {"scheduler": {"replicas": 1}},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import checkpoints
+from support.calibrations import write_calibration
 from typer.testing import CliRunner
 
 from emoe.cli.commands import app
@@ -45,6 +46,19 @@ def test_latent_attention_is_counted_unfolded(tmp_path: Path) -> None:
 def test_a_budget_of_ones_own_is_counted(qwen: Path) -> None:
     [row] = json.loads(inspect(str(qwen), "--json", "--expert-memory", "20KiB"))["budgets"]
     assert (row["num_slots"], row["is_enough"]) == (2, False)
+
+
+def test_a_calibration_beside_the_model_takes_its_part_of_the_budget(tmp_path: Path) -> None:
+    folder = checkpoints.save("qwen2_moe", tmp_path)
+    budgets = ("--expert-memory", "90%", "--expert-memory", "100%")
+    before = json.loads(inspect(str(folder), "--json", *budgets))["budgets"]
+    write_calibration(folder)
+    after, whole = json.loads(inspect(str(folder), "--json", *budgets))["budgets"]
+    assert after["calibration_bytes"] > 0
+    assert after["num_slots"] == (after["budget_bytes"] - after["calibration_bytes"]) // (3 * 24 * 32 * 4)
+    assert after["num_slots"] < before[0]["num_slots"]
+    assert (whole["num_slots"], whole["calibration_bytes"]) == (24, 0)
+    assert "for the calibration" in " ".join(inspect(str(folder), "--expert-memory", "90%").split())
 
 
 def test_people_get_the_same_in_words(qwen: Path) -> None:

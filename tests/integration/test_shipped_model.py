@@ -1,4 +1,4 @@
-"""The model in models/emoe-tiny is what the documents say: whole, small, mostly experts, and known to the predictor."""
+"""The model in models/emoe-tiny is what the documents say: whole, small, mostly experts, and profiled."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import transformers
 from support.engines import add, open_parts
 
 from emoe.cli.paths import resolve_model
-from emoe.predictor.state import load_prior
+from emoe.core.tasks import BUILTIN_TASKS
 from emoe.store.footprint import measure
+from emoe.store.profile import read_learned, read_profile
 from emoe.store.store import ExpertStore
 
 MODEL = Path(__file__).parents[2] / "models" / "emoe-tiny"
@@ -29,12 +30,14 @@ def test_it_is_at_most_32_megabytes_and_three_quarters_of_it_are_routed_experts(
     assert 16 <= footprint.num_experts <= 64
 
 
-def test_its_routing_frequencies_are_of_these_weights_and_of_all_seven_tasks() -> None:
-    [memory] = load_prior(MODEL / "predictor.state")
+def test_its_profile_is_of_these_weights_and_of_all_seven_tasks() -> None:
     with ExpertStore.open(MODEL) as store:
-        assert memory.digest == store.digest
-        assert memory.grid == store.grid
-    assert len(memory.tasks) == 7
+        profile = read_profile(MODEL, digest=store.digest, fingerprint=store.fingerprint())
+        assert profile is not None, "make it with `emoe profile`"
+        assert (profile.shape, profile.moe_layers) == (store.grid.shape, store.grid.moe_layers)
+    assert sorted(profile.tasks) == sorted(BUILTIN_TASKS)
+    assert all(task.sensitivity is not None for task in profile.tasks.values())
+    assert bool(read_learned(MODEL, profile)) == (profile.learned_sha256 is not None)
 
 
 def test_plain_transformers_and_our_engine_answer_alike() -> None:

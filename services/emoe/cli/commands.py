@@ -13,8 +13,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from emoe.cli.ablate import ablate_command
 from emoe.cli.bench import bench_app
+from emoe.cli.classify import classify_command
 from emoe.cli.eval import eval_command
+from emoe.cli.profile import profile_command
+from emoe.cli.replay import replay_command
 from emoe.cli.reporting import reported_errors
 
 app = typer.Typer(
@@ -27,6 +31,10 @@ serve_app = typer.Typer(help="Start one service in this process.", no_args_is_he
 app.add_typer(serve_app, name="serve")
 app.add_typer(bench_app, name="bench")
 app.command("eval")(eval_command)
+app.command("ablate")(ablate_command)
+app.command("classify")(classify_command)
+app.command("profile")(profile_command)
+app.command("replay")(replay_command)
 
 SERVE_HELP = {
     "scheduler": "The front door: queues requests and hands each to the worker that suits its task best.",
@@ -87,7 +95,16 @@ def up(
         str | None, typer.Option(help="Which request runs next: fifo or edf.", show_default="fifo")
     ] = None,
     planner: Annotated[
-        str | None, typer.Option(help="Which experts stay: global or per-layer.", show_default="global")
+        str | None,
+        typer.Option(help="How slots are split among layers: global, per-layer or adapmoe.", show_default="global"),
+    ] = None,
+    refresh_interval_prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts between two predictions, or auto: by how much they change.",
+            show_default="40",
+            metavar="N|auto",
+        ),
     ] = None,
     listen: Annotated[str, typer.Option(help="Where the front door listens.")] = "127.0.0.1:50051",
     ready_timeout: Annotated[float, typer.Option(min=1, help="Seconds until all must be ready.")] = 600.0,
@@ -107,7 +124,7 @@ def up(
             state_dir=state_dir or default_state_dir(),
             listen=listen,
             ready_seconds=ready_timeout,
-            loader=_given(planner=planner),
+            loader=_given(planner=planner, refresh_interval_prompts=refresh_interval_prompts),
             scheduler=_given(policy=policy),
             worker=_given(
                 expert_memory=expert_memory,

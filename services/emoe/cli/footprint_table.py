@@ -40,6 +40,8 @@ def _budgets(footprint: ModelFootprint, rows: tuple[BudgetRow, ...]) -> Table:
     table.add_column("")
     for row in rows:
         note = f"{row.num_staging} of them for staging" if row.num_staging else ""
+        if row.calibration_bytes:
+            note += f", {format_bytes(row.calibration_bytes)} for the calibration"
         if not row.is_enough:
             note = f"too few: it takes {row.min_slots}"
         table.add_row(

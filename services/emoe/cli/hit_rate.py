@@ -1,23 +1,22 @@
-"""The hit rate that a plan may expect, from a profile of routing counts that lies beside the model.
+"""The hit rate that a plan may expect, from the task profile that lies beside the model (`emoe profile`).
 
-A profile is a predictor's state (`predictor.state`). The experts that the planner would keep are held against the
-counts that they were chosen by: what share of the router's choices would have found its expert. A forecast for traffic
-like the profile's, no measurement; without a profile there is none.
+The experts that the planner would keep are held against the frequencies that they were chosen by: what share of the
+router's choices would have found its expert. A forecast for traffic like the profile's, no measurement; without a
+profile there is none.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 
-from emoe.cli.failures import CommandError
 from emoe.core.experts import ExpertGrid, FloatGrid
-from emoe.core.planning import PLANNERS
-from emoe.predictor.learning import Learning
-from emoe.predictor.state import load_prior
-from emoe.store.shipped import PRIOR_FILE
+from emoe.core.planning import PLANNERS, ResidencyPlanner
+from emoe.predictor.profile import routed_frequencies, sensitivity_of
+from emoe.store.profile import PROFILE_FILE, Profile, read_profile
+from emoe.store.store import ExpertStore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,37 +26,35 @@ class ExpectedHits:
     profile: str
     ratio: float
     by_task: dict[str, float]
-    num_choices: int
-    """Router's choices that the profile has counted."""
+    num_tokens: int
+    """That the profile was made from."""
 
 
-def expect_hits(folder: Path, *, digest: str, grid: ExpertGrid, num_slots: int) -> ExpectedHits | None:
-    """`num_slots` without staging. None when no profile of this model lies in the folder."""
-    path = folder / PRIOR_FILE
-    try:
-        memories = [memory for memory in load_prior(path) if memory.digest == digest and memory.grid == grid]
-    except FileNotFoundError:
+def expect_hits(store: ExpertStore, *, num_slots: int, planner: str) -> ExpectedHits | None:
+    """`num_slots` without staging. None when no profile lies beside the model; CheckpointError for one of others."""
+    profile = read_profile(store.folder, digest=store.digest, fingerprint=store.fingerprint())
+    if profile is None or not profile.tasks:
         return None
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{path}: cannot be read ({error}); remove it, or put it back as it was") from error
-    counted = sum(task.num_choices for memory in memories for task in memory.tasks)
-    if not counted:
-        return None
-    learning = Learning(half_life_tokens=1.0)
-    learning.remember(memories)
-
-    def ratio(task_tokens: dict[str, float]) -> float:
-        return _covered(learning.predict(digest, grid, task_tokens).demand, grid, num_slots)
-
-    tasks = sorted({task.task for memory in memories for task in memory.tasks})
+    tasks = sorted(profile.tasks)
     return ExpectedHits(
-        profile=str(path), ratio=ratio({}), by_task={task: ratio({task: 1.0}) for task in tasks}, num_choices=counted
+        profile=str(store.folder / PROFILE_FILE),
+        ratio=_covered(profile, tasks, store.grid, num_slots, PLANNERS[planner]),
+        by_task={task: _covered(profile, [task], store.grid, num_slots, PLANNERS[planner]) for task in tasks},
+        num_tokens=sum(measured.num_tokens for measured in profile.tasks.values()),
     )
 
 
-def _covered(demand: FloatGrid, grid: ExpertGrid, num_slots: int) -> float:
-    """The share of demand [L, E] that falls on the experts which the loader's own planner would keep."""
+def _covered(
+    profile: Profile, tasks: Iterable[str], grid: ExpertGrid, num_slots: int, planner: ResidencyPlanner
+) -> float:
+    """The share of the tasks' choices that fall on the experts which the loader's own planner would keep for them."""
     if num_slots >= grid.num_experts_total:
         return 1.0
-    wanted = PLANNERS["global"].plan(demand, num_slots=num_slots, grid=grid)
-    return float(np.sum(demand[wanted]) / np.sum(demand))
+    sensitivity = sensitivity_of(profile, None)
+    routed, demand = np.zeros(grid.shape), np.zeros(grid.shape)
+    for task in tasks:
+        frequencies: FloatGrid = routed_frequencies(profile.tasks[task])
+        routed += frequencies
+        demand += frequencies * sensitivity.get(task, np.ones(grid.shape[0]))[:, None]
+    wanted = planner.plan(demand, num_slots=num_slots, grid=grid)
+    return float(np.sum(routed[wanted]) / np.sum(routed))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import sys
 
 
 def app() -> None:
+    _keep_numpy_to_one_thread()
     try:
         from emoe.cli.commands import app as commands
     except ModuleNotFoundError as error:
@@ -13,6 +16,15 @@ def app() -> None:
             raise
         sys.exit(f"emoe: the command needs {error.name}, which is not installed: pip install 'emoe[cli]'")
     commands()
+
+
+def _keep_numpy_to_one_thread() -> None:
+    """Before numpy is imported: its products are small here, and OpenBLAS's idle threads spin beside the engine's.
+
+    Elsewhere than on x86 torch itself computes by OpenBLAS, and keeps its threads.
+    """
+    if platform.machine() in {"x86_64", "AMD64"}:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from emoe.api.names import KIND
 from emoe.api.resource import MoEDeployment
 from emoe.api.wishes import worker_wishes
 from emoe.cli.failures import CommandError
+from emoe.cli.footprint import used_calibration_bytes
 from emoe.cli.hit_rate import ExpectedHits, expect_hits
 from emoe.cli.paths import resolve_model
 from emoe.cli.resource_file import read_documents
@@ -89,9 +90,10 @@ def plan_resource(body: dict[str, Any], folder: Path | None, *, bytes_per_second
 def _plan_with_model(resource: MoEDeployment, folder: Path, bytes_per_second: float) -> PlannedResource:
     wishes = worker_wishes(resource.spec.experts, resource.spec.workers)
     with ExpertStore.open(folder) as store:
-        model = PlannedModel(folder=str(folder), family=store.family, geometry=geometry_of(store))
+        geometry = geometry_of(store, calibration_bytes=used_calibration_bytes(store))
+        model = PlannedModel(folder=str(folder), family=store.family, geometry=geometry)
         plan = plan_worker(model.geometry, wishes)
-        hits = _expect(store, plan, wishes)
+        hits = _expect(store, plan, wishes, planner=resource.spec.experts.planner)
     return PlannedResource(
         name=resource.metadata.name,
         resource=resource,
@@ -103,10 +105,10 @@ def _plan_with_model(resource: MoEDeployment, folder: Path, bytes_per_second: fl
     )
 
 
-def _expect(store: ExpertStore, plan: WorkerPlan, wishes: WorkerWishes) -> ExpectedHits | None:
+def _expect(store: ExpertStore, plan: WorkerPlan, wishes: WorkerWishes, *, planner: str) -> ExpectedHits | None:
     if not plan.fits or wishes.miss_policy == "load":
         return None
-    return expect_hits(store.folder, digest=store.digest, grid=store.grid, num_slots=plan.slots - plan.staging)
+    return expect_hits(store, num_slots=plan.slots - plan.staging, planner=planner)
 
 
 def _read(file: str) -> list[dict[str, Any]]:

@@ -42,6 +42,8 @@ def _facts(planned: PlannedResource, resource: MoEDeployment, plan: WorkerPlan, 
     table.add_row("expert bytes", f"{format_bytes(plan.expert_bytes)}, {plan.total_experts} experts")
     table.add_row("base bytes", f"{format_bytes(plan.base_bytes)}, always in memory")
     table.add_row("slots", _slots(plan, memory=str(experts.memory)))
+    if plan.calibration_bytes:
+        table.add_row("calibration", f"{format_bytes(plan.calibration_bytes)} of the expert memory, beside the slots")
     table.add_row("least", f"{as_quantity(plan.min_bytes)} of expert memory, for missPolicy {experts.miss_policy}")
     table.add_row("KV", _kv(plan, model, context=workers.max_context, concurrency=workers.max_concurrency))
     if plan.device_bytes:
@@ -81,7 +83,7 @@ def _hits(planned: PlannedResource, resource: MoEDeployment) -> str:
         return "not foretold with missPolicy load, where whoever is used stays"
     if planned.plan and not planned.plan.fits:
         return "none, since it does not fit"
-    return "not known: there is no profile (predictor.state) beside the model"
+    return "not known: there is no profile (emoe-profile.json) beside the model; `emoe profile` makes one"
 
 
 def _verdict(resource: MoEDeployment, plan: WorkerPlan) -> str:

@@ -17,7 +17,6 @@ from emoe.cli.clients import is_serving
 from emoe.cli.failures import CommandError
 from emoe.cli.runfile import locked_state_dir, remove_up_file, write_up_file
 from emoe.cli.supervisor import ChildEvent, Supervisor, SupervisorLimits
-from emoe.store.shipped import PRIOR_FILE
 
 PREDICTOR, LOADER, WORKER, SCHEDULER = "predictor", "loader", "worker", "scheduler"
 SERVICES = (PREDICTOR, LOADER, WORKER, SCHEDULER)
@@ -27,7 +26,8 @@ DRAIN_MARGIN_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SystemOptions:
-    """`loader`, `worker`, `scheduler`: further options of `emoe serve`, by name without the dashes."""
+    """`loader`, `worker`, `scheduler`: further options of `emoe serve`, by name without the dashes; a flag has an
+    empty value."""
 
     model: Path
     state_dir: Path
@@ -64,11 +64,7 @@ class LocalSystem:
 
     async def start_planning(self) -> None:
         """Predictor, then loader."""
-        learnt = self._options.state_dir / "predictor"
-        predictor = {"state-dir": str(learnt)}
-        prior = self._options.model / PRIOR_FILE
-        if prior.exists():
-            predictor["prior"] = str(prior)
+        predictor = {"state-dir": str(self._options.state_dir / "predictor")}
         await self._supervisor.start(self._spec(PREDICTOR, predictor))
         settings = {"model": str(self._options.model), "predictor": self.predictor_address}
         await self._supervisor.start(self._spec(LOADER, settings | dict(self._options.loader)))
@@ -104,7 +100,7 @@ class LocalSystem:
             command=(
                 *(sys.executable, "-m", "emoe.cli.main", "serve", service),
                 f"--drain-seconds={drain_seconds:g}",
-                *(f"--{name}={value}" for name, value in settings.items()),
+                *(f"--{name}={value}" if value else f"--{name}" for name, value in settings.items()),
             ),
             log_path=log_path(state_dir, service),
             announce_path=state_dir / "announce" / f"{service}.json",

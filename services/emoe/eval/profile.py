@@ -1,25 +1,38 @@
-"""What a model routes by task, counted on training rows: the frequencies that strategies plan from.
+"""What a model routes by task, and what a request's own routing foretells: what strategies plan from.
 
-Also the moments of those rows, each with what was routed until then and next: what a request's own routing foretells is
-learnt from these.
+From the profile file beside the model, or, where there is none, from training rows that ran here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
-from emoe.core.experts import CountGrid, FloatGrid
-from emoe.core.own_routing import SPAN_TOKENS, Array, normalise
+from emoe.core.errors import CheckpointError
+from emoe.core.experts import ExpertGrid, FloatGrid
+from emoe.core.own_routing import Array, OwnRoutingRegression
 from emoe.core.tasks import UNKNOWN
-from emoe.eval.streams import Running
+from emoe.eval.recording import RowRouting, frequency
+from emoe.store.learned import read_arrays
+from emoe.store.profile import LEARNED_FILE, Profile
+
+__all__ = ["Moments", "RoutingProfile", "build_profile", "find_moments", "frequency", "routing_profile_from"]
+
+MOMENT_EVERY_TOKENS = 32
+HORIZON_TOKENS = 64
+"""What is foretold at a moment: so many tokens at most, as long as a worker's plan stands."""
+MAX_SAMPLES = 4096
+MAX_SAMPLE_BYTES = 256 * 1024**2
+MAX_CENTRES = 512
+MAX_LEARNED_BYTES = 16 * 1024**2
+"""Of the regression as written; a model of many layers and experts has fewer centres."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OwnSamples:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
     """N moments: `spans` [N, S, L, E] and `futures` [N, L, E] are frequencies, `num_tokens` [N] those of the future."""
 
     spans: Array
@@ -27,48 +40,108 @@ class OwnSamples:
     num_tokens: npt.NDArray[np.int64]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RoutingProfile:
-    """`frequencies` [L, E] of each task's answers, rows summing to one."""
+    """`frequencies` [L, E] of each task's answers and `prompt_frequencies` of its prompts, rows summing to one.
+
+    `sensitive` [L]: s of eMoE's equation; ones where it is not known. `answer_tokens`: the mean, W_o.
+    """
 
     frequencies: Mapping[str, FloatGrid]
-    samples: OwnSamples
+    prompt_frequencies: Mapping[str, FloatGrid]
+    sensitive: Mapping[str, FloatGrid]
+    answer_tokens: Mapping[str, float]
+    own_routing: OwnRoutingRegression | None
+    """None where the profile has nothing of it."""
 
     def of(self, task: str) -> FloatGrid:
         """The mean of all for a task that was not profiled."""
         return self.frequencies[task] if task in self.frequencies else self.mean()
+
+    def of_prompts(self, task: str) -> FloatGrid:
+        known = self.prompt_frequencies
+        return known[task] if task in known else np.asarray(np.mean(list(known.values()), axis=0))
 
     def mean(self) -> FloatGrid:
         """Each task alike."""
         return np.asarray(np.mean(list(self.frequencies.values()), axis=0))
 
 
-def build_profile(requests: Iterable[Running], *, top_k: int, seed: int = 0) -> RoutingProfile:
-    """From requests that ran to their end with all experts resident."""
-    counts: dict[str, list[FloatGrid]] = {}
-    moments: list[tuple[Array, Array, int]] = []
-    for request in requests:
-        if request.task != UNKNOWN:
-            answer = np.sum(request.phases[1:] or request.phases, axis=0)
-            counts.setdefault(request.task, []).append(frequency(answer).astype(np.float64))
-        moments += _moments(request, top_k)
-    order = np.random.default_rng(seed).permutation(len(moments))
-    spans, futures, lengths = zip(*(moments[place] for place in order), strict=True)
+def routing_profile_from(profile: Profile, learned: bytes | None) -> RoutingProfile:
+    """`learned`: as `store.profile.read_learned` gives it. CheckpointError when it does not fit."""
+    try:
+        arrays = {} if learned is None else read_arrays(learned, name=LEARNED_FILE)
+        own_routing = OwnRoutingRegression.from_arrays(arrays)
+    except ValueError as error:
+        raise CheckpointError(f"{LEARNED_FILE}: {error}; make it anew with `emoe profile`") from error
+    if own_routing is not None and own_routing.shape != profile.shape:
+        raise CheckpointError(f"{LEARNED_FILE} is of {own_routing.shape} layers and experts, not {profile.shape}")
     return RoutingProfile(
-        frequencies={task: np.asarray(np.mean(grids, axis=0)) for task, grids in counts.items()},
-        samples=OwnSamples(spans=np.stack(spans), futures=np.stack(futures), num_tokens=np.array(lengths)),
+        frequencies={name: task.answer_frequencies for name, task in profile.tasks.items()},
+        prompt_frequencies={name: task.prompt_frequencies for name, task in profile.tasks.items()},
+        sensitive={name: profile.sensitive(name) for name in profile.tasks},
+        answer_tokens={name: task.answer_tokens.mean for name, task in profile.tasks.items()},
+        own_routing=own_routing,
     )
 
 
-def frequency(counts_LE: CountGrid) -> Array:
-    return normalise(counts_LE.astype(np.float32))
+def build_profile(rows: Iterable[RowRouting], grid: ExpertGrid, *, seed: int = 0) -> RoutingProfile:
+    """From rows that ran with all experts resident (`record_routing`); in memory, without sensitivity."""
+    recorded = list(rows)
+    tasks = sorted({row.task for row in recorded} - {UNKNOWN})
+    of = {task: [row for row in recorded if row.task == task] for task in tasks}
+    split = {task: split_frequencies(part, grid) for task, part in of.items()}
+    return RoutingProfile(
+        frequencies={task: answers for task, (_, answers) in split.items()},
+        prompt_frequencies={task: prompts for task, (prompts, _) in split.items()},
+        sensitive={task: np.ones(grid.shape[0]) for task in tasks},
+        answer_tokens={task: float(np.mean([row.num_response_tokens for row in part])) for task, part in of.items()},
+        own_routing=fit_own_routing(recorded, grid, seed=seed),
+    )
 
 
-def _moments(request: Running, top_k: int) -> Iterable[tuple[Array, Array, int]]:
-    """One at each phase's beginning but the first's."""
-    so_far: CountGrid = np.zeros_like(request.wanted)
-    for before, after in zip(request.phases[:-1], request.phases[1:], strict=True):
-        so_far = so_far + before
-        recent = frequency(before)
-        spans = np.stack([frequency(so_far), *[recent] * (len(SPAN_TOKENS) - 1)])
-        yield spans, frequency(after), int(after.sum(axis=1).max()) // top_k
+def split_frequencies(rows: Iterable[RowRouting], grid: ExpertGrid) -> tuple[FloatGrid, FloatGrid]:
+    """[L, E] of the prompts' tokens and of the answers', every token alike. Answers that never ran: as the prompts."""
+    prompts, answers = np.zeros(grid.shape), np.zeros(grid.shape)
+    for row in rows:
+        prompts += row.count(grid, 0, row.num_prompt_tokens)
+        answers += row.count(grid, row.num_prompt_tokens)
+    found = [counts if counts.any() else prompts for counts in (prompts, answers)]
+    sums = [np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in found]
+    return found[0] / sums[0], found[1] / sums[1]
+
+
+def fit_own_routing(rows: Iterable[RowRouting], grid: ExpertGrid, *, seed: int = 0) -> OwnRoutingRegression | None:
+    """None when no row has a moment: no answer of two tokens or more."""
+    moments = find_moments(rows, grid, seed=seed)
+    if not len(moments.num_tokens):
+        return None
+    regression = OwnRoutingRegression(max_samples=MAX_SAMPLES, max_centres=most_centres(grid.shape))
+    regression.fit(moments.spans, moments.futures, moments.num_tokens)
+    return regression
+
+
+def most_centres(shape: tuple[int, int]) -> int:
+    """That a regression for so many layers and experts has."""
+    stored_bytes = 5 * shape[0] * shape[1]
+    return max(1, min(MAX_CENTRES, MAX_LEARNED_BYTES // stored_bytes))
+
+
+def find_moments(rows: Iterable[RowRouting], grid: ExpertGrid, *, seed: int = 0) -> Moments:
+    """When a prompt has run, and every MOMENT_EVERY_TOKENS from there on; drawn evenly where there are too many."""
+    places = [(row, place) for row in rows for place in range(row.num_prompt_tokens, len(row.ids), MOMENT_EVERY_TOKENS)]
+    most = min(MAX_SAMPLES, MAX_SAMPLE_BYTES // (16 * grid.shape[0] * grid.shape[1]))
+    order = np.random.default_rng(seed).permutation(len(places))[:most]
+    found = list(_moments((places[chosen] for chosen in order), grid))
+    shape = (len(found), *grid.shape)
+    return Moments(
+        spans=np.stack([spans for spans, _, _ in found]) if found else np.zeros((0, 1, *grid.shape), np.float32),
+        futures=np.array([future for _, future, _ in found], dtype=np.float32).reshape(shape),
+        num_tokens=np.array([num_tokens for _, _, num_tokens in found], dtype=np.int64),
+    )
+
+
+def _moments(places: Iterable[tuple[RowRouting, int]], grid: ExpertGrid) -> Iterator[tuple[Array, Array, int]]:
+    for row, place in places:
+        end = min(place + HORIZON_TOKENS, len(row.ids))
+        yield row.spans(grid, place), frequency(row.count(grid, place, end)), end - place

@@ -40,18 +40,18 @@ class RoutingSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutingRow:
-    """`coverage_ratio`: of a prompt's choices, the share whose expert was resident; the mean of the prompts.
-    `gap_closed_ratio`: of the way from the global frequency to hindsight."""
+    """`coverage`: of a prompt's choices, the share whose expert was resident; the mean of the prompts. `hit_ratio`: of
+    all choices, so that long answers count for more. `coverage_gap_closed`: of the way from the global frequency to
+    hindsight."""
 
     strategy: str
     unseen: str
     """What of the judged prompts was never seen: themselves, or their whole category."""
     refresh_tokens: int | None
     resident_ratio: float
-    coverage_ratio: float
-    token_coverage_ratio: float
-    """The mean of the tokens."""
-    gap_closed_ratio: float | None = None
+    coverage: float
+    hit_ratio: float
+    coverage_gap_closed: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _evaluate(
     for strategy in settings.strategies:
         when = "once" if refresh_tokens is None else f"every {refresh_tokens} tokens"
         say(f"{strategy}, {when}, unseen {unseen}")
-        scores = _score_folds(decisions, folds, strategy)
+        scores = _score_folds(decisions, folds, strategy, seed=settings.seed)
         for ratio in settings.resident_ratios:
             covered = covered_shares(scores, decisions.futures, ratio)
             rows.append(
@@ -136,17 +136,17 @@ def _evaluate(
                     unseen=unseen,
                     refresh_tokens=refresh_tokens,
                     resident_ratio=ratio,
-                    coverage_ratio=_mean_of_prompts(covered, decisions),
-                    token_coverage_ratio=float(np.average(covered, weights=decisions.num_tokens)),
+                    coverage=_mean_of_prompts(covered, decisions),
+                    hit_ratio=float(np.average(covered, weights=decisions.num_tokens)),
                 )
             )
     return _with_gaps(rows)
 
 
-def _score_folds(decisions: Decisions, folds: Folds, name: str) -> Array:
+def _score_folds(decisions: Decisions, folds: Folds, name: str, *, seed: int) -> Array:
     scores = np.empty_like(decisions.futures)
     for fold in np.unique(folds):
-        strategy = STRATEGIES[name]()
+        strategy = STRATEGIES[name](seed)
         strategy.fit(decisions.select(folds != fold))
         scores[folds == fold] = strategy.score(decisions.select(folds == fold))
     return scores
@@ -167,12 +167,10 @@ def _mean_of_prompts(covered_N: Array, decisions: Decisions) -> float:
 
 
 def _with_gaps(rows: list[RoutingRow]) -> list[RoutingRow]:
-    coverage = {(row.strategy, row.resident_ratio): row.coverage_ratio for row in rows}
+    coverage = {(row.strategy, row.resident_ratio): row.coverage for row in rows}
     done = []
     for row in rows:
         low, high = (coverage.get((name, row.resident_ratio)) for name in (BASELINE, HINDSIGHT))
-        closed = (
-            (row.coverage_ratio - low) / (high - low) if low is not None and high is not None and high > low else None
-        )
-        done.append(dataclasses.replace(row, gap_closed_ratio=closed))
+        closed = (row.coverage - low) / (high - low) if low is not None and high is not None and high > low else None
+        done.append(dataclasses.replace(row, coverage_gap_closed=closed))
     return done

@@ -13,9 +13,9 @@ import numpy as np
 
 from emoe.core.demand import FrequencyPredictor
 from emoe.core.own_routing import Array, OwnRoutingRegression
+from emoe.core.retrieval import NearestRouting, cosine_signs
 from emoe.eval.decisions import Decisions
 
-NEIGHBOUR_SHARPNESS = 100.0
 OWN_SHARE = 0.3
 PRIOR_TOKENS = 256.0
 COUNTS_A_TOKEN = 1_000
@@ -33,7 +33,7 @@ class RoutingStrategy(Protocol):
 class Random:
     """Any experts."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
     def fit(self, known: Decisions) -> None:
@@ -73,7 +73,7 @@ class TaskFrequency:
 class ShuffledTaskFrequency(TaskFrequency):
     """The same with labels dealt out at random: were it as good, knowing the task would be worth nothing."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
 
     def fit(self, known: Decisions) -> None:
@@ -98,19 +98,16 @@ class Own:
         return asked.spans[:, 0]
 
 
-class Neighbours:
-    """Its own routing blended with the futures of the prompts that began most alike (after FineMoE, section 4)."""
+class ByTrajectory:
+    """Its own routing blended with how the prompts went on that began most alike (`core.retrieval`, after FineMoE)."""
 
     def fit(self, known: Decisions) -> None:
-        self._known = known
-        self._unit = _unit_rows(known.spans[:, 0])
+        self._nearest = NearestRouting()
+        self._nearest.fit(cosine_signs(known.spans[:, 0]), known.futures)
 
     def score(self, asked: Decisions) -> Array:
         own = asked.spans[:, 0]
-        similarity = _unit_rows(own) @ self._unit.T
-        weights = np.exp(NEIGHBOUR_SHARPNESS * (similarity - similarity.max(axis=1, keepdims=True)))
-        weights /= weights.sum(axis=1, keepdims=True)
-        return np.asarray(OWN_SHARE * own + (1 - OWN_SHARE) * np.tensordot(weights, self._known.futures, axes=1))
+        return np.asarray(OWN_SHARE * own + (1 - OWN_SHARE) * self._nearest.predict(cosine_signs(own)))
 
 
 class OwnRegression:
@@ -134,19 +131,14 @@ class Oracle:
         return asked.futures
 
 
-STRATEGIES: dict[str, Callable[[], RoutingStrategy]] = {
+STRATEGIES: dict[str, Callable[[int], RoutingStrategy]] = {
     "random": Random,
-    "global-frequency": GlobalFrequency,
-    "task-frequency": TaskFrequency,
+    "global-frequency": lambda _seed: GlobalFrequency(),
+    "task-frequency": lambda _seed: TaskFrequency(),
     "task-frequency-shuffled": ShuffledTaskFrequency,
-    "own": Own,
-    "neighbours": Neighbours,
-    "emoe": OwnRegression,
-    "oracle": Oracle,
+    "own": lambda _seed: Own(),
+    "retrieval-trajectory": lambda _seed: ByTrajectory(),
+    "emoe": lambda _seed: OwnRegression(),
+    "oracle": lambda _seed: Oracle(),
 }
-
-
-def _unit_rows(frequency_NLE: Array) -> Array:
-    """[N, L * E]: rows whose products are the mean of the layers' Bhattacharyya coefficients."""
-    num_layers = frequency_NLE.shape[1]
-    return np.asarray(np.sqrt(frequency_NLE / num_layers).reshape(len(frequency_NLE), -1), dtype=np.float32)
+"""Made from a seed, which counts for those that draw."""

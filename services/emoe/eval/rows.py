@@ -10,14 +10,14 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from emoe.core.errors import InvalidRequestError
 from emoe.core.tasks import parse_task_name
 from emoe.runtime.messages import TextPrompt
 
 if TYPE_CHECKING:
-    from emoe.eval.scoring import ScoringModel
+    from emoe.worker.prompts import PromptEncoder
 
 SUFFIXES = (".jsonl", ".jsonl.zst")
 
@@ -27,6 +27,8 @@ class Row:
     task: str
     prompt: str
     response: str
+    row_id: str = ""
+    """By which traces name it; empty where the data has none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +42,19 @@ class EncodedRow:
     @property
     def num_response_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+
+class RowEncoder(Protocol):
+    """What rows become tokens by: `eval.scoring.ScoringModel` is one."""
+
+    @property
+    def encoder(self) -> PromptEncoder: ...
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]: ...
+
+    @property
+    def max_context(self) -> int: ...
 
 
 def read_rows(data: Path, split: str, *, max_rows: int | None = None) -> dict[str, list[Row]]:
@@ -59,7 +74,7 @@ def read_rows(data: Path, split: str, *, max_rows: int | None = None) -> dict[st
     return rows
 
 
-def encode_rows(model: ScoringModel, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[EncodedRow]]:
+def encode_rows(model: RowEncoder, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[EncodedRow]]:
     """Rows longer than the model's context here, and those without an answer, are left out."""
     end = [min(model.eos_token_ids)] if model.eos_token_ids else []
     encoded: dict[str, list[EncodedRow]] = {}
@@ -90,6 +105,11 @@ def _parse_rows(path: Path, task: str, lines: TextIO, max_rows: int | None) -> I
             return
         try:
             entry: Any = json.loads(line)
-            yield Row(task=task, prompt=str(entry["prompt"]), response=str(entry["response"]))
+            yield Row(
+                task=task,
+                prompt=str(entry["prompt"]),
+                response=str(entry["response"]),
+                row_id=str(entry.get("id", "")),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidRequestError(f"{path}, line {number + 1}: needs prompt and response ({error!r})") from error

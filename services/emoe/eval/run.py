@@ -1,83 +1,57 @@
-"""`emoe eval --data`: opens the model and the rows, judges every strategy, and says where and how it was done."""
+"""`emoe eval --data`: judges every strategy, and says where and how it was done and what it means."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
-from emoe.bench.machine import describe_machine
-from emoe.bench.rows import Machine
-from emoe.core.errors import InvalidRequestError
-from emoe.eval.quality import QualityRow, QualitySettings, Rows, Say, evaluate_quality
-from emoe.eval.rows import encode_rows, read_rows
-from emoe.eval.scoring import ScoringModel
-from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
-
-TRAIN_SPLIT, TEST_SPLIT = "train", "test"
-STEP_TOKENS = 4096
-MIN_KV_ROWS = 64
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """`num_rows` of each task are judged, `num_profile_rows` of each learnt from: the first of their splits."""
-
-    num_rows: int = 100
-    num_profile_rows: int = 100
-    expert_memory: str = "100%"
-    max_context: int = 1024
-    threads: int | None = None
-    device: str = "auto"
+from emoe.eval.harness import Say
+from emoe.eval.measures import GapRow, LabelRow, QualityRow, find_gaps, find_label_worth
+from emoe.eval.opening import Origin, RunOptions, find_calibration, open_harness
+from emoe.eval.quality import QualitySettings, evaluate_quality
+from emoe.eval.strategies import Variant, choose_variants
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QualityReport:
-    model: str
-    family: str
-    machine: Machine
-    options: RunOptions
+    origin: Origin
     settings: QualitySettings
-    num_rows: dict[str, int]
-    """Judged, of each task."""
     rows: tuple[QualityRow, ...]
+    summary: tuple[GapRow, ...]
+    labels: tuple[LabelRow, ...]
+    notes: tuple[str, ...]
 
 
 def run_quality(folder: Path, data: Path, settings: QualitySettings, options: RunOptions, *, say: Say) -> QualityReport:
-    """InvalidRequestError when the data has no rows that fit."""
-    bound_kernel_cache()
-    torch.set_num_threads(options.threads or usable_cpus())
-    splits = {
-        split: read_rows(data, split, max_rows=num)
-        for split, num in ((TRAIN_SPLIT, options.num_profile_rows), (TEST_SPLIT, options.num_rows))
-    }
-    say(f"opening {folder}")
-    with ScoringModel.open(
-        folder,
-        expert_memory=options.expert_memory,
-        max_context=options.max_context,
-        num_rows=max(MIN_KV_ROWS, settings.num_together),
-        step_tokens=STEP_TOKENS,
-        device=str(pick_device(options.device)),
-    ) as model:
-        profiled, judged = (encode_rows(model, rows) for rows in splits.values())
-        for split, rows in ((TRAIN_SPLIT, profiled), (TEST_SPLIT, judged)):
-            _check(rows, data / split, options)
-        return QualityReport(
-            model=str(folder),
-            family=model.family,
-            machine=describe_machine(threads=options.threads),
-            options=options,
-            settings=settings,
-            num_rows={task: len(part) for task, part in judged.items()},
-            rows=tuple(evaluate_quality(model, profiled, judged, settings, say=say)),
-        )
+    """InvalidRequestError when the data has no rows that fit, or a strategy cannot be run."""
+    variants = choose_variants(settings.strategies, has_calibration=find_calibration(folder, options) is not None)
+    opened = open_harness(folder, data, options, variants=variants, conditions=settings.conditions, say=say)
+    with opened as (harness, origin):
+        rows = tuple(evaluate_quality(harness, settings, variants))
+    labels = find_label_worth(rows)
+    return QualityReport(
+        origin=origin,
+        settings=settings,
+        rows=rows,
+        summary=find_gaps(rows),
+        labels=labels,
+        notes=tuple(_notes(variants, labels)),
+    )
 
 
-def _check(rows: Rows, folder: Path, options: RunOptions) -> None:
-    empty = [task for task, part in rows.items() if not part]
-    if empty:
-        raise InvalidRequestError(
-            f"{folder}: no row of {', '.join(empty)} fits {options.max_context} tokens; raise --max-context"
-        )
+def _notes(variants: Sequence[Variant], labels: Sequence[LabelRow]) -> Iterator[str]:
+    blind = [variant.name for variant in variants if not variant.kind.reads_tasks]
+    yield f"Never told a task, so that shuffled labels change nothing: {', '.join(blind)}."
+    for strategy in sorted({row.strategy for row in labels}):
+        of = [row for row in labels if row.strategy == strategy]
+        lost = max(row.perplexity_ratio_lost for row in of), max(row.coverage_lost for row in of)
+        if all(row.is_nothing for row in of):
+            yield f"Task labels are worth nothing to {strategy}: shuffled, it loses nothing that counts anywhere here."
+        else:
+            places = ", ".join(sorted({f"{row.load} {row.resident_ratio:.0%}" for row in of if row.is_nothing}))
+            free = f"; nothing at {places}" if places else ""
+            yield (
+                f"Shuffled task labels cost {strategy} up to {lost[0]:.3f} of perplexity ratio and {lost[1]:.3f} of "
+                f"coverage{free}."
+            )

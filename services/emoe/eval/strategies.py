@@ -1,31 +1,40 @@
 """Who stays while requests run: the strategies that quality is judged for, and their baselines.
 
-Each turns what may be known of the running requests into demand [L, E]; a planner makes residents of it.
+Each turns what may be known of the running requests into demand [L, E]; a planner makes residents of it. A strategy's
+name may be followed by -calibrated (the model makes up for absent experts, which costs slots) and by -shuffled.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Self
 
 import numpy as np
 
 from emoe.core.experts import BoolGrid, ExpertGrid, FloatGrid
-from emoe.core.own_routing import OwnRoutingRegression
 from emoe.core.planning import ResidencyPlanner
+from emoe.eval.memory import PromptMemory
 from emoe.eval.profile import RoutingProfile, frequency
+from emoe.eval.recording import spans_of
+from emoe.eval.retrieving import ByEmbedding, ByFirstGate, ByTrajectory
 from emoe.eval.streams import ResidencyStrategy, Running
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
-    """What strategies are made from."""
+    """What strategies are made from. `memory` is there where a strategy was asked for that needs it."""
 
     profile: RoutingProfile
+    memory: PromptMemory | None
     grid: ExpertGrid
     num_slots: int
     planner: ResidencyPlanner
     seed: int = 0
+
+    def plan(self, demand: FloatGrid) -> BoolGrid:
+        masked = np.where(self.grid.all_experts(), demand, 0.0).astype(np.float64)
+        return self.planner.plan(masked, num_slots=self.num_slots, grid=self.grid)
 
 
 class AllResident:
@@ -41,16 +50,14 @@ class RandomResidents:
         self._random = np.random.default_rng(known.seed)
 
     def plan(self, running: Sequence[Running]) -> BoolGrid:  # noqa: ARG002 - they need not be known
-        known = self._known
-        demand = np.where(known.grid.all_experts(), self._random.random(known.grid.shape), 0.0)
-        return known.planner.plan(demand, num_slots=known.num_slots, grid=known.grid)
+        return self._known.plan(self._random.random(self._known.grid.shape))
 
 
 class GlobalFrequency:
     """What all tasks route, each task alike: one plan for ever."""
 
     def __init__(self, known: Known) -> None:
-        self._plan = _plan(known, known.profile.mean())
+        self._plan = known.plan(known.profile.mean())
 
     def plan(self, running: Sequence[Running]) -> BoolGrid:  # noqa: ARG002 - they need not be known
         return self._plan
@@ -66,29 +73,50 @@ class TaskFrequency:
     def plan(self, running: Sequence[Running]) -> BoolGrid:
         tasks = tuple(sorted(request.task for request in running))
         if tasks not in self._plans:
-            demand = np.sum([self._known.profile.of(task) for task in tasks], axis=0)
-            self._plans[tasks] = _plan(self._known, demand)
+            self._plans[tasks] = self._known.plan(np.sum([self._known.profile.of(task) for task in tasks], axis=0))
         return self._plans[tasks]
 
 
 class OwnRouting:
-    """emoe's: task frequency until a request's prompt has run, from then on what its own routing foretells."""
+    """emoe's: what its task's prompts route until a request's prompt has run, then what its own routing foretells.
+
+    Of a profile that has learnt nothing of the latter: its own routing so far and its task's, half and half.
+    """
 
     def __init__(self, known: Known) -> None:
         self._known = known
-        self._by_task = TaskFrequency(known)
-        samples = known.profile.samples
-        self._regression = OwnRoutingRegression()
-        self._regression.fit(samples.spans, samples.futures, samples.num_tokens)
 
     def plan(self, running: Sequence[Running]) -> BoolGrid:
         begun = [request for request in running if request.phases]
-        if not begun:
-            return self._by_task.plan(running)
-        spans = np.stack([np.stack([frequency(r.wanted), frequency(r.recent), frequency(r.recent)]) for r in begun])
-        demand = self._regression.predict(spans).sum(axis=0, dtype=np.float64)
-        demand += sum(self._known.profile.of(request.task) for request in running if not request.phases)
-        return _plan(self._known, demand)
+        demand = np.zeros(self._known.grid.shape)
+        for request in running:
+            if not request.phases:
+                demand += self._known.profile.of_prompts(request.task)
+        if begun:
+            demand += self._foretell(begun).sum(axis=0, dtype=np.float64)
+        return self._known.plan(demand)
+
+    def _foretell(self, begun: Sequence[Running]) -> FloatGrid:
+        """[N, L, E]"""
+        profile = self._known.profile
+        if profile.own_routing is None:
+            return np.stack([(frequency(one.wanted) + profile.of(one.task)) / 2 for one in begun])
+        spans = np.stack([spans_of(np.concatenate(one.ids), self._known.grid) for one in begun])
+        return profile.own_routing.predict(spans).astype(np.float64)
+
+
+class Retrieving:
+    """What the training prompts most like each request went on to route."""
+
+    def __init__(
+        self, known: Known, search: Callable[[PromptMemory], ByEmbedding | ByFirstGate | ByTrajectory]
+    ) -> None:
+        assert known.memory is not None, "strategies with needs_memory are given one"
+        self._known = known
+        self._search = search(known.memory)
+
+    def plan(self, running: Sequence[Running]) -> BoolGrid:
+        return self._known.plan(self._search.predict(running).sum(axis=0, dtype=np.float64))
 
 
 class Oracle:
@@ -99,21 +127,71 @@ class Oracle:
 
     def plan(self, running: Sequence[Running]) -> BoolGrid:
         demand = np.sum([frequency(request.future[len(request.phases)]) for request in running], axis=0)
-        return _plan(self._known, demand)
+        return self._known.plan(demand)
 
 
-STRATEGIES: Mapping[str, Callable[[Known], ResidencyStrategy]] = {
-    "random": RandomResidents,
-    "global-frequency": GlobalFrequency,
-    "task-frequency": TaskFrequency,
-    "emoe": OwnRouting,
-    "oracle": Oracle,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+    build: Callable[[Known], ResidencyStrategy]
+    reads_tasks: bool = False
+    needs_memory: bool = False
+
+
+STRATEGIES: Mapping[str, Kind] = {
+    "random": Kind(build=RandomResidents),
+    "global-frequency": Kind(build=GlobalFrequency),
+    "task-frequency": Kind(build=TaskFrequency, reads_tasks=True),
+    "retrieval-embedding": Kind(build=lambda known: Retrieving(known, ByEmbedding), needs_memory=True),
+    "retrieval-first-gate": Kind(build=lambda known: Retrieving(known, ByFirstGate), needs_memory=True),
+    "retrieval-trajectory": Kind(build=lambda known: Retrieving(known, ByTrajectory), needs_memory=True),
+    "emoe": Kind(build=OwnRouting, reads_tasks=True),
+    "oracle": Kind(build=Oracle),
 }
 ALL_RESIDENT = "all-resident"
-SHUFFLED = "-shuffled"
-"""Behind a strategy's name: the same with task labels dealt out at random."""
+RANDOM, GLOBAL, ORACLE = "random", "global-frequency", "oracle"
+BASELINES = (RANDOM, GLOBAL, "task-frequency", ORACLE)
+"""In every run, whatever is asked for."""
+CALIBRATED, SHUFFLED = "-calibrated", "-shuffled"
 
 
-def _plan(known: Known, demand: FloatGrid) -> BoolGrid:
-    masked = np.where(known.grid.all_experts(), demand, 0.0).astype(np.float64)
-    return known.planner.plan(masked, num_slots=known.num_slots, grid=known.grid)
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A strategy as it is run. Shuffled: with the task labels dealt out at random."""
+
+    base: str
+    calibrated: bool = False
+    shuffled: bool = False
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """ValueError for a strategy that there is not."""
+        plain = name.removesuffix(SHUFFLED)
+        base = plain.removesuffix(CALIBRATED)
+        if base not in STRATEGIES:
+            raise ValueError(f"{name!r} is no strategy; there are {', '.join(STRATEGIES)}, each also with {CALIBRATED}")
+        return cls(base, calibrated=plain != base, shuffled=name != plain)
+
+    @property
+    def name(self) -> str:
+        return self.base + CALIBRATED * self.calibrated + SHUFFLED * self.shuffled
+
+    @property
+    def kind(self) -> Kind:
+        return STRATEGIES[self.base]
+
+
+def choose_variants(asked: Sequence[str], *, has_calibration: bool) -> tuple[Variant, ...]:
+    """Those asked for (all, where none is), the baselines, and after each that reads task labels the same shuffled.
+
+    Calibrated ones only where there is a calibration.
+    """
+    named = [Variant.parse(name) for name in asked or default_names(has_calibration=has_calibration)]
+    wanted = {*named, *(Variant(name) for name in BASELINES)}
+    wanted |= {dataclasses.replace(one, shuffled=True) for one in wanted if one.kind.reads_tasks}
+    order = list(STRATEGIES)
+    return tuple(sorted(wanted, key=lambda one: (one.calibrated, order.index(one.base), one.shuffled)))
+
+
+def default_names(*, has_calibration: bool) -> tuple[str, ...]:
+    calibrated = ("task-frequency", "emoe", "oracle") if has_calibration else ()
+    return (*STRATEGIES, *(name + CALIBRATED for name in calibrated))

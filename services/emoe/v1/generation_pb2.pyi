@@ -225,7 +225,7 @@ class GenerateRequest(_message.Message):
     raw: _builtins.bool
     """Tokenized as it is, without the chat template."""
     task: _builtins.str
-    """The request class. Empty: the scheduler says "unknown"."""
+    """The request class. Empty: the scheduler names it, or says "unknown" where it is not sure."""
     request_id: _builtins.str
     """Echoed in logs and traces; the scheduler draws one when empty. At most 128 characters."""
     @_builtins.property
