@@ -62,8 +62,11 @@ def ablate_command(
     """What eMoE left open, on streams of requests that follow one another with residents kept.
 
     interval: residents chosen at every p-th prompt only, p from 1 to 80, against quality and bytes moved.
+
     static: one static choice against what is counted lately, what tasks say, what requests say, and hindsight.
+
     label-noise: 0 to 40 % of the requests named another's task.
+
     drift: from one half of the tasks to the other, before, at and after the change; profiles know the first half.
 
     Plans are made as a worker's are, and the model answers; no service runs. On the model that ships all studies take

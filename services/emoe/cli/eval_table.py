@@ -70,6 +70,7 @@ def routing_table(rows: Sequence[RoutingRow]) -> Table:
 def ablation_table(rows: Sequence[AblationRow]) -> Table:
     columns: Columns = {
         "study": lambda row: row.study,
+        "mix": lambda row: row.mix,
         "strategy": lambda row: row.strategy,
         "of": lambda row: row.knob,
         "": lambda row: f"{row.value:g}" if row.knob != "resident_ratio" else f"{row.value:.0%}",
@@ -80,7 +81,7 @@ def ablation_table(rows: Sequence[AblationRow]) -> Table:
         "moved a request": lambda row: format_bytes(row.bytes_moved),
         "requests": lambda row: str(row.num_requests),
     }
-    return build_columns(rows, columns, num_text=3)
+    return build_columns(rows, columns, num_text=4)
 
 
 def replay_table(rows: Sequence[ReplayRow]) -> Table:

@@ -14,9 +14,11 @@ from emoe.eval.quality import least_slots, slots_of
 from emoe.eval.strategies import Variant
 
 NOTES = (
-    "interval: strategies that end in -kept change residents at every p-th prompt only; the mix of tasks changes.",
+    "interval: strategies that end in -kept change residents at every p-th prompt only. A steady mix has all tasks "
+    "alike; a changing one has few, and others after some 40 prompts.",
     "label-noise: so large a share of the requests was named a task that is not theirs.",
-    "drift: all tasks but those of the profile come from prompt 0 on; figures are of the window that begins there.",
+    "drift: from prompt 0 on only tasks come that did not come before. Figures are of the window that begins there; "
+    "static- and decayed-frequency begin with a profile of the first tasks alone.",
 )
 
 

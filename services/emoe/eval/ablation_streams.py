@@ -16,7 +16,7 @@ from emoe.eval.rows import EncodedRow
 from emoe.eval.streams import Running, Stream
 
 MIX_PROMPTS = 40
-"""A changing mix is another after so many prompts."""
+"""A changing mix is another after so many prompts, in the mean: no p falls in step with it."""
 MIX_CONCENTRATION = 0.3
 """Of the Dirichlet distribution that mixes are drawn from: two or three tasks are most of each."""
 
@@ -24,10 +24,19 @@ Mixes = npt.NDArray[np.float64]
 """[prompts, tasks], rows summing to one."""
 
 
+def steady_mix(num_prompts: int, num_tasks: int) -> Mixes:
+    return np.full((num_prompts, num_tasks), 1 / num_tasks)
+
+
 def changing_mix(num_prompts: int, num_tasks: int, *, seed: int) -> Mixes:
     drawn = np.random.default_rng(seed)
-    blocks = drawn.dirichlet(np.full(num_tasks, MIX_CONCENTRATION), size=-(-num_prompts // MIX_PROMPTS))
-    return np.repeat(blocks, MIX_PROMPTS, axis=0)[:num_prompts]
+    mixes = np.zeros((num_prompts, num_tasks))
+    begin = 0
+    while begin < num_prompts:
+        end = begin + int(drawn.geometric(1 / MIX_PROMPTS))
+        mixes[begin:end] = drawn.dirichlet(np.full(num_tasks, MIX_CONCENTRATION))
+        begin = end
+    return mixes
 
 
 def shifted_mix(num_prompts: int, num_tasks: int, *, seed: int) -> tuple[Mixes, tuple[int, ...]]:

@@ -14,14 +14,14 @@ import numpy as np
 from emoe.core.experts import FloatGrid
 from emoe.eval.ablation_lab import AblationRow, Build, Lab, all_requests, mean_choices, named
 from emoe.eval.ablation_policies import Decayed, Kept, Static
-from emoe.eval.ablation_streams import Mixes, changing_mix, noisy_labels, rows_by_task, shifted_mix
+from emoe.eval.ablation_streams import Mixes, changing_mix, noisy_labels, rows_by_task, shifted_mix, steady_mix
 from emoe.eval.measures import Outcome
 from emoe.eval.quality import MIXED, SINGLE, make_streams
 from emoe.eval.strategies import GLOBAL, ORACLE
 from emoe.eval.streams import Stream
 
 INTERVAL, STATIC, LABEL_NOISE, DRIFT = "interval", "static", "label-noise", "drift"
-CHANGING, SHIFTED = "changing", "shifted"
+STEADY, CHANGING, SHIFTED = "steady", "changing", "shifted"
 P_PROMPTS = (1, 5, 10, 20, 40, 80)
 NOISE_RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4)
 WINDOW_PROMPTS = 20
@@ -31,16 +31,16 @@ STATIC_FREQUENCY, DECAYED_FREQUENCY, KEPT = "static-frequency", "decayed-frequen
 
 def study_interval(lab: Lab) -> Iterator[AblationRow]:
     """p: strategies whose residents stay for p prompts, beside one that never changes and one that never waits."""
-    mixes = _changing(lab)
     bases = {"task-frequency": named("task-frequency"), "emoe": named("emoe"), DECAYED_FREQUENCY: _decayed_mean(lab)}
-    for ratio in lab.settings.resident_ratios:
-        judge = _Judge(lab, INTERVAL, CHANGING, "p", ratio)
-        for strategy in (GLOBAL, "emoe"):
-            row = judge(strategy, 0, mixes, named(strategy))
-            yield from (dataclasses.replace(row, value=float(num_prompts)) for num_prompts in P_PROMPTS)
-        for num_prompts in P_PROMPTS:
-            for strategy, build in bases.items():
-                yield judge(strategy + KEPT, num_prompts, mixes, _kept(build, num_prompts))
+    for name, mixes in ((STEADY, _steady(lab)), (CHANGING, _changing(lab))):
+        for ratio in lab.settings.resident_ratios:
+            judge = _Judge(lab, INTERVAL, name, "p", ratio)
+            for strategy in (GLOBAL, "emoe"):
+                row = judge(strategy, 0, mixes, named(strategy))
+                yield from (dataclasses.replace(row, value=float(num_prompts)) for num_prompts in P_PROMPTS)
+            for num_prompts in P_PROMPTS:
+                for strategy, build in bases.items():
+                    yield judge(strategy + KEPT, num_prompts, mixes, _kept(build, num_prompts))
 
 
 def study_static(lab: Lab) -> Iterator[AblationRow]:
@@ -144,6 +144,10 @@ class _Judge:
 
     def _what(self, strategy: str, value: float) -> str:
         return f"{self.study}, {self.mix}: {strategy}, {self.knob} {value:g}, {self.resident_ratio:.0%} resident"
+
+
+def _steady(lab: Lab) -> list[Mixes]:
+    return [steady_mix(lab.settings.stream_prompts, len(rows_by_task(lab.harness))) for _ in lab.seeds]
 
 
 def _changing(lab: Lab) -> list[Mixes]:

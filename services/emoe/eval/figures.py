@@ -24,6 +24,7 @@ ORDER = (
     "random",
 )
 """Of colours: a strategy has its own in every figure."""
+ABLATION_ORDER = ("emoe", "global-frequency", "task-frequency", "decayed-frequency", "static-frequency", "", "oracle")
 SHARE = "experts resident"
 LOST = "perplexity / all resident"
 MIB = 2**20
@@ -106,7 +107,7 @@ def draw_ablations(rows: Sequence[AblationRow], path: Path, *, title: str) -> No
         ]
         for (study, mix, knob, ratio), part in drawn.items()
     ]
-    draw_panels(panels, path, title=title, order=ORDER)
+    draw_panels(panels, path, title=title, order=ABLATION_ORDER)
 
 
 def _group(rows: Iterable[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:

@@ -23,6 +23,7 @@ MARKERS = "osD^vPX*"
 PANEL_INCHES = (3.2, 2.6)
 DPI = 130
 MAX_TICKS = 10
+LEGEND_INCHES = 2.4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,13 @@ def draw_panels(panels: Sequence[Sequence[Panel]], path: Path, *, title: str, or
             handles |= _draw(axis, panel, styles)
     figure.suptitle(title)
     named = [label for label in styles if label in handles]
-    figure.legend([handles[label] for label in named], named, loc="outside lower center", ncols=5, frameon=False)
+    figure.legend(
+        [handles[label] for label in named],
+        named,
+        loc="outside lower center",
+        ncols=int(figure.get_figwidth() / LEGEND_INCHES),
+        frameon=False,
+    )
     try:
         figure.savefig(path, dpi=DPI, format="png")
     except OSError as error:

@@ -10,7 +10,7 @@ import pytest
 from emoe.core.experts import BoolGrid, ExpertGrid, RoutingRule
 from emoe.core.planning import PLANNERS
 from emoe.eval.ablation_policies import Decayed, Kept, Static
-from emoe.eval.ablation_streams import MIX_PROMPTS, changing_mix, noisy_labels, shifted_mix
+from emoe.eval.ablation_streams import MIX_PROMPTS, changing_mix, noisy_labels, shifted_mix, steady_mix
 from emoe.eval.profile import RoutingProfile
 from emoe.eval.rows import EncodedRow
 from emoe.eval.strategies import Known
@@ -85,11 +85,16 @@ def test_a_static_choice_never_moves(known: Known) -> None:
 
 
 def test_a_changing_mix_stands_for_a_while_and_is_then_another() -> None:
-    mixes = changing_mix(3 * MIX_PROMPTS - 5, 4, seed=0)
-    assert len(mixes) == 3 * MIX_PROMPTS - 5
+    mixes = changing_mix(50 * MIX_PROMPTS, 4, seed=0)
+    assert len(mixes) == 50 * MIX_PROMPTS
     assert mixes.sum(axis=1) == pytest.approx(np.ones(len(mixes)))
-    assert len(np.unique(mixes, axis=0)) == 3
-    assert (mixes[:MIX_PROMPTS] == mixes[0]).all()
+    assert len(np.unique(mixes, axis=0)) == pytest.approx(50, rel=0.4)
+    changes = np.flatnonzero((mixes[1:] != mixes[:-1]).any(axis=1))
+    assert len(set(np.diff(changes).tolist())) > 10, "in step with nothing"
+
+
+def test_a_steady_mix_has_all_tasks_alike() -> None:
+    assert steady_mix(3, 4).tolist() == [[0.25] * 4] * 3
 
 
 def test_a_shifted_mix_leaves_its_first_tasks_behind() -> None:
