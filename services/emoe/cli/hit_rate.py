@@ -14,7 +14,7 @@ import numpy as np
 
 from emoe.core.experts import ExpertGrid, FloatGrid
 from emoe.core.planning import PLANNERS, ResidencyPlanner
-from emoe.predictor.profile import routed_frequencies, sensitivity_of
+from emoe.predictor.profile import sensitivity_of
 from emoe.store.profile import PROFILE_FILE, Profile, read_profile
 from emoe.store.store import ExpertStore
 
@@ -53,7 +53,7 @@ def _covered(
     sensitivity = sensitivity_of(profile, None)
     routed, demand = np.zeros(grid.shape), np.zeros(grid.shape)
     for task in tasks:
-        frequencies: FloatGrid = routed_frequencies(profile.tasks[task])
+        frequencies: FloatGrid = profile.tasks[task].routed_frequencies
         routed += frequencies
         demand += frequencies * sensitivity.get(task, np.ones(grid.shape[0]))[:, None]
     wanted = planner.plan(demand, num_slots=num_slots, grid=grid)

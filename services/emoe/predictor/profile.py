@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from emoe.core.errors import CheckpointError, InvalidRequestError
-from emoe.core.experts import ExpertGrid, FloatGrid
+from emoe.core.experts import ExpertGrid
 from emoe.core.sequence_predictor import PREFIX, SequencePredictor
 from emoe.predictor.contest import Beforehand
 from emoe.store.learned import read_arrays
-from emoe.store.profile import Profile, TaskProfile, parse_profile
+from emoe.store.profile import Profile, parse_profile
 
 MAX_TASKS = 256
 
@@ -51,18 +51,10 @@ class ProfileUse:
         """InvalidRequestError when it is no profile, or not of the model that it was given for."""
         profile = _parse_profile(given)
         return Beforehand(
-            priors={task: routed_frequencies(measured) for task, measured in profile.tasks.items()},
+            priors={task: measured.routed_frequencies for task, measured in profile.tasks.items()},
             sensitivity=sensitivity_of(profile, self.sensitivity_threshold),
             sequence=_sequence(given, profile) if self.with_sequence else None,
         )
-
-
-def routed_frequencies(measured: TaskProfile) -> FloatGrid:
-    """[L, E]: of all tokens of a mean request, prompt and answer alike."""
-    prompt, answer = measured.prompt_tokens.mean, measured.answer_tokens.mean
-    if prompt + answer == 0:
-        return measured.answer_frequencies
-    return (prompt * measured.prompt_frequencies + answer * measured.answer_frequencies) / (prompt + answer)
 
 
 def sensitivity_of(profile: Profile, threshold: float | None) -> dict[str, npt.NDArray[np.float64]]:

@@ -73,6 +73,14 @@ class TaskProfile:
     """[L, E]: of the answers' tokens."""
     sensitivity: Sensitivity | None = None
 
+    @property
+    def routed_frequencies(self) -> FloatGrid:
+        """[L, E]: of all tokens of a mean request, prompt and answer alike: the f of eMoE's equation 1."""
+        prompt, answer = self.prompt_tokens.mean, self.answer_tokens.mean
+        if prompt + answer == 0:
+            return self.answer_frequencies
+        return (prompt * self.prompt_frequencies + answer * self.answer_frequencies) / (prompt + answer)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Profile:

@@ -13,7 +13,7 @@ import numpy as np
 
 from emoe.core.experts import BoolGrid, ExpertGrid, FloatGrid
 from emoe.core.planning import PLANNERS
-from emoe.store.profile import Profile, TaskProfile
+from emoe.store.profile import Profile
 
 LEAST_FREQUENCY = 1e-5
 """An expert that the profile never saw may still be drawn."""
@@ -68,9 +68,4 @@ class MaskDrawer:
 
 def task_frequencies(profile: Profile, tasks: Sequence[str]) -> dict[str, FloatGrid]:
     """Of prompt and answer, each by its tokens: what a request of the task demands in all (eMoE equation 1)."""
-    return {task: _frequency(profile.tasks[task]) for task in tasks}
-
-
-def _frequency(task: TaskProfile) -> FloatGrid:
-    prompt, answer = task.prompt_tokens.mean, task.answer_tokens.mean
-    return (prompt * task.prompt_frequencies + answer * task.answer_frequencies) / (prompt + answer)
+    return {task: profile.tasks[task].routed_frequencies for task in tasks}

@@ -12,7 +12,7 @@ from support.profiles import leaning, profile, task_profile
 from emoe.core.errors import InvalidRequestError
 from emoe.core.experts import ExpertGrid, RoutingRule
 from emoe.core.sequence_predictor import PREFIX
-from emoe.predictor.profile import GivenProfile, ProfileUse, routed_frequencies, sensitivity_of
+from emoe.predictor.profile import GivenProfile, ProfileUse, sensitivity_of
 from emoe.store.learned import write_arrays
 from emoe.store.profile import Profile, render_profile
 
@@ -35,11 +35,11 @@ def given(made_of: Profile | bytes, *, learned: bytes = b"", digest: str = "a" *
 
 
 def test_prompts_and_answers_weigh_by_their_lengths() -> None:
-    assert routed_frequencies(TASKS["code"]) == pytest.approx(0.75 * CODE + 0.25 * MATH)
+    assert TASKS["code"].routed_frequencies == pytest.approx(0.75 * CODE + 0.25 * MATH)
 
 
 def test_a_task_without_lengths_is_taken_by_its_answers() -> None:
-    assert routed_frequencies(task_profile(CODE, MATH, prompt_tokens=0, answer_tokens=0)) == pytest.approx(MATH)
+    assert task_profile(CODE, MATH, prompt_tokens=0, answer_tokens=0).routed_frequencies == pytest.approx(MATH)
 
 
 @pytest.mark.parametrize(
