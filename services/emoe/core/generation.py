@@ -33,6 +33,8 @@ class Sampling:
     stop: tuple[str, ...] = ()
     num_logprobs: int | None = None
     """None: none. 0: the chosen token's. n: also the n best tokens'."""
+    ignore_eos: bool = False
+    """The answer goes on to `max_tokens` whatever the model says: for measurements."""
 
     def __post_init__(self) -> None:
         _check(self.max_tokens >= 1, f"sampling.max_tokens must be at least 1, not {self.max_tokens}")

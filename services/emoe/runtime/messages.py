@@ -15,6 +15,7 @@ from emoe.core.tasks import UNKNOWN, parse_task, parse_task_name
 from emoe.v1 import generation_pb2 as pb
 
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_TENANT_CHARACTERS = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,18 +45,22 @@ class ParsedRequest:
     slo: Slo
     sampling: Sampling
     request_id: str
+    tenant: str = ""
 
 
 def parse_request(message: pb.GenerateRequest, *, known_tasks: frozenset[str] | None = None) -> ParsedRequest:
     """`known_tasks`: None takes any well-formed task name, as a worker does."""
     if len(message.request_id) > MAX_REQUEST_ID_CHARACTERS:
         raise InvalidRequestError(f"request_id has more than {MAX_REQUEST_ID_CHARACTERS} characters")
+    if len(message.tenant) > MAX_TENANT_CHARACTERS:
+        raise InvalidRequestError(f"tenant has more than {MAX_TENANT_CHARACTERS} characters")
     return ParsedRequest(
         prompt=_parse_prompt(message),
         task=_parse_task(message.task, known_tasks),
         slo=parse_slo(message.slo),
         sampling=parse_sampling(message.sampling),
         request_id=message.request_id,
+        tenant=message.tenant,
     )
 
 

@@ -24,33 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65moe/v1/generation.proto\x12\x07\x65moe.v1\"\xee\x01\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x19\n\x0cnum_logprobs\x18\x07 \x01(\x05H\x05\x88\x01\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x0f\n\r_num_logprobs\"\x95\x01\n\x03Slo\x12\x19\n\x0cttft_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctpot_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1f\n\x12\x65nd_to_end_seconds\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0f\n\r_ttft_secondsB\x0f\n\r_tpot_secondsB\x15\n\x13_end_to_end_seconds\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"6\n\x0c\x43hatMessages\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.emoe.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe9\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x15.emoe.v1.ChatMessagesH\x00\x12&\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x11.emoe.v1.TokenIdsH\x00\x12\x0b\n\x03raw\x18\x04 \x01(\x08\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x19\n\x03slo\x18\x06 \x01(\x0b\x32\x0c.emoe.v1.Slo\x12#\n\x08sampling\x18\x07 \x01(\x0b\x32\x11.emoe.v1.Sampling\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\x08\n\x06prompt\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\":\n\rTokenLogprobs\x12)\n\ncandidates\x18\x01 \x03(\x0b\x32\x15.emoe.v1.TokenLogprob\"v\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x02 \x01(\r\x12\x17\n\x0fnum_expert_hits\x18\x03 \x01(\x04\x12\x1a\n\x12num_expert_choices\x18\x04 \x01(\x04\"\xf6\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.emoe.v1.TokenLogprobs\x12,\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x15.emoe.v1.FinishReason\x12\x1d\n\x05usage\x18\x05 \x01(\x0b\x32\x0e.emoe.v1.Usage\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0c\n\x04task\x18\x07 \x01(\t\x12\x11\n\tworker_id\x18\x08 \x01(\t\x12\x15\n\rqueue_seconds\x18\t \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x65moe/v1/generation.proto\x12\x07\x65moe.v1\"\x82\x02\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x19\n\x0cnum_logprobs\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x12\n\nignore_eos\x18\x08 \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x0f\n\r_num_logprobs\"\x95\x01\n\x03Slo\x12\x19\n\x0cttft_seconds\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x19\n\x0ctpot_seconds\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1f\n\x12\x65nd_to_end_seconds\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\x0f\n\r_ttft_secondsB\x0f\n\r_tpot_secondsB\x15\n\x13_end_to_end_seconds\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"6\n\x0c\x43hatMessages\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.emoe.v1.ChatMessage\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xf9\x01\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12%\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x15.emoe.v1.ChatMessagesH\x00\x12&\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x11.emoe.v1.TokenIdsH\x00\x12\x0b\n\x03raw\x18\x04 \x01(\x08\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x19\n\x03slo\x18\x06 \x01(\x0b\x32\x0c.emoe.v1.Slo\x12#\n\x08sampling\x18\x07 \x01(\x0b\x32\x11.emoe.v1.Sampling\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12\x0e\n\x06tenant\x18\t \x01(\tB\x08\n\x06prompt\"?\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x0f\n\x07logprob\x18\x03 \x01(\x01\":\n\rTokenLogprobs\x12)\n\ncandidates\x18\x01 \x03(\x0b\x32\x15.emoe.v1.TokenLogprob\"v\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x1d\n\x15num_completion_tokens\x18\x02 \x01(\r\x12\x17\n\x0fnum_expert_hits\x18\x03 \x01(\x04\x12\x1a\n\x12num_expert_choices\x18\x04 \x01(\x04\"\xf6\x01\n\x10GenerateResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12(\n\x08logprobs\x18\x03 \x03(\x0b\x32\x16.emoe.v1.TokenLogprobs\x12,\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x15.emoe.v1.FinishReason\x12\x1d\n\x05usage\x18\x05 \x01(\x0b\x32\x0e.emoe.v1.Usage\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x0c\n\x04task\x18\x07 \x01(\t\x12\x11\n\tworker_id\x18\x08 \x01(\t\x12\x15\n\rqueue_seconds\x18\t \x01(\x01*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'emoe.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1287
-  _globals['_FINISHREASON']._serialized_end=1382
+  _globals['_FINISHREASON']._serialized_start=1323
+  _globals['_FINISHREASON']._serialized_end=1418
   _globals['_SAMPLING']._serialized_start=38
-  _globals['_SAMPLING']._serialized_end=276
-  _globals['_SLO']._serialized_start=279
-  _globals['_SLO']._serialized_end=428
-  _globals['_CHATMESSAGE']._serialized_start=430
-  _globals['_CHATMESSAGE']._serialized_end=474
-  _globals['_CHATMESSAGES']._serialized_start=476
-  _globals['_CHATMESSAGES']._serialized_end=530
-  _globals['_TOKENIDS']._serialized_start=532
-  _globals['_TOKENIDS']._serialized_end=555
-  _globals['_GENERATEREQUEST']._serialized_start=558
-  _globals['_GENERATEREQUEST']._serialized_end=791
-  _globals['_TOKENLOGPROB']._serialized_start=793
-  _globals['_TOKENLOGPROB']._serialized_end=856
-  _globals['_TOKENLOGPROBS']._serialized_start=858
-  _globals['_TOKENLOGPROBS']._serialized_end=916
-  _globals['_USAGE']._serialized_start=918
-  _globals['_USAGE']._serialized_end=1036
-  _globals['_GENERATERESPONSE']._serialized_start=1039
-  _globals['_GENERATERESPONSE']._serialized_end=1285
+  _globals['_SAMPLING']._serialized_end=296
+  _globals['_SLO']._serialized_start=299
+  _globals['_SLO']._serialized_end=448
+  _globals['_CHATMESSAGE']._serialized_start=450
+  _globals['_CHATMESSAGE']._serialized_end=494
+  _globals['_CHATMESSAGES']._serialized_start=496
+  _globals['_CHATMESSAGES']._serialized_end=550
+  _globals['_TOKENIDS']._serialized_start=552
+  _globals['_TOKENIDS']._serialized_end=575
+  _globals['_GENERATEREQUEST']._serialized_start=578
+  _globals['_GENERATEREQUEST']._serialized_end=827
+  _globals['_TOKENLOGPROB']._serialized_start=829
+  _globals['_TOKENLOGPROB']._serialized_end=892
+  _globals['_TOKENLOGPROBS']._serialized_start=894
+  _globals['_TOKENLOGPROBS']._serialized_end=952
+  _globals['_USAGE']._serialized_start=954
+  _globals['_USAGE']._serialized_end=1072
+  _globals['_GENERATERESPONSE']._serialized_start=1075
+  _globals['_GENERATERESPONSE']._serialized_end=1321
 # @@protoc_insertion_point(module_scope)

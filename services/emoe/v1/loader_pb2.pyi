@@ -414,6 +414,7 @@ class WorkerState(_message.Message):
     MISS_POLICY_FIELD_NUMBER: _builtins.int
     SLOT_BYTES_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    STEP_COSTS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     address: _builtins.str
     """host:port of WorkerService."""
@@ -439,6 +440,10 @@ class WorkerState(_message.Message):
     def running(self) -> Global___RunningDemand:
         """What its running requests will route next, foretold from what each routed so far; rises in version when it changes."""
 
+    @_builtins.property
+    def step_costs(self) -> Global___StepCosts:
+        """What its steps took; not set before enough of them were measured."""
+
     def __init__(
         self,
         *,
@@ -457,14 +462,59 @@ class WorkerState(_message.Message):
         miss_policy: _builtins.str = ...,
         slot_bytes: _builtins.int = ...,
         running: Global___RunningDemand | None = ...,
+        step_costs: Global___StepCosts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "model", b"model", "resident", b"resident", "running", b"running"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "model", b"model", "resident", b"resident", "running", b"running", "step_costs", b"step_costs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_epoch", b"applied_epoch", "counters", b"counters", "free_sequences", b"free_sequences", "max_tokens_per_sequence", b"max_tokens_per_sequence", "miss_policy", b"miss_policy", "model", b"model", "num_running", b"num_running", "num_slots", b"num_slots", "num_waiting", b"num_waiting", "ready", b"ready", "resident", b"resident", "running", b"running", "slot_bytes", b"slot_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_epoch", b"applied_epoch", "counters", b"counters", "free_sequences", b"free_sequences", "max_tokens_per_sequence", b"max_tokens_per_sequence", "miss_policy", b"miss_policy", "model", b"model", "num_running", b"num_running", "num_slots", b"num_slots", "num_waiting", b"num_waiting", "ready", b"ready", "resident", b"resident", "running", b"running", "slot_bytes", b"slot_bytes", "step_costs", b"step_costs", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerState: _TypeAlias = WorkerState  # noqa: Y015
+
+@_typing.final
+class StepCosts(_message.Message):
+    """A step takes base_seconds, and more for each prompt token, each sequence that decodes, and each token of context that
+    these attend to.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BASE_SECONDS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_SECONDS_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    MISSED_TOKEN_SECONDS_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
+    NUM_STEPS_FIELD_NUMBER: _builtins.int
+    base_seconds: _builtins.float
+    prompt_token_seconds: _builtins.float
+    sequence_seconds: _builtins.float
+    context_token_seconds: _builtins.float
+    missed_token_seconds: _builtins.float
+    """What a token waits for loading when all of its experts are absent; 0 where it is rerouted."""
+    step_tokens: _builtins.int
+    """The most tokens of one step."""
+    num_steps: _builtins.int
+    """Steps that these figures were fitted to."""
+    def __init__(
+        self,
+        *,
+        base_seconds: _builtins.float = ...,
+        prompt_token_seconds: _builtins.float = ...,
+        sequence_seconds: _builtins.float = ...,
+        context_token_seconds: _builtins.float = ...,
+        missed_token_seconds: _builtins.float = ...,
+        step_tokens: _builtins.int = ...,
+        num_steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_seconds", b"base_seconds", "context_token_seconds", b"context_token_seconds", "missed_token_seconds", b"missed_token_seconds", "num_steps", b"num_steps", "prompt_token_seconds", b"prompt_token_seconds", "sequence_seconds", b"sequence_seconds", "step_tokens", b"step_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepCosts: _TypeAlias = StepCosts  # noqa: Y015
 
 @_typing.final
 class RunningDemand(_message.Message):
@@ -667,20 +717,71 @@ class WatchWorkersResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKERS_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerState]: ...
+    @_builtins.property
+    def coverage(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerCoverage]:
+        """Of the workers whose residents and tasks' demand are known."""
+
     def __init__(
         self,
         *,
         workers: _abc.Iterable[Global___WorkerState] | None = ...,
+        coverage: _abc.Iterable[Global___WorkerCoverage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchWorkersResponse: _TypeAlias = WatchWorkersResponse  # noqa: Y015
+
+@_typing.final
+class WorkerCoverage(_message.Message):
+    """The share of each task's demand that a worker's residents cover, in [0, 1]."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TaskCoverageEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    TASK_COVERAGE_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    @_builtins.property
+    def task_coverage(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        task_coverage: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_coverage", b"task_coverage", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerCoverage: _TypeAlias = WorkerCoverage  # noqa: Y015
 
 @_typing.final
 class TaskLoad(_message.Message):
@@ -725,25 +826,82 @@ class ReportTasksRequest(_message.Message):
     SCHEDULER_ID_FIELD_NUMBER: _builtins.int
     LOADS_FIELD_NUMBER: _builtins.int
     NUM_PROMPTS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
     scheduler_id: _builtins.str
     num_prompts: _builtins.int
     """Prompts this scheduler has admitted since it started: the refresh interval counts them."""
     @_builtins.property
     def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskLoad]: ...
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerTasks]:
+        """What of the loads runs where, and what came last to each worker."""
+
     def __init__(
         self,
         *,
         scheduler_id: _builtins.str = ...,
         loads: _abc.Iterable[Global___TaskLoad] | None = ...,
         num_prompts: _builtins.int = ...,
+        workers: _abc.Iterable[Global___WorkerTasks] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loads", b"loads", "num_prompts", b"num_prompts", "scheduler_id", b"scheduler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["loads", b"loads", "num_prompts", b"num_prompts", "scheduler_id", b"scheduler_id", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportTasksRequest: _TypeAlias = ReportTasksRequest  # noqa: Y015
+
+@_typing.final
+class WorkerTasks(_message.Message):
+    """One worker's running tasks, and those that this scheduler sent it lately."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RecentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    @_builtins.property
+    def running(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskLoad]: ...
+    @_builtins.property
+    def recent(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Task -> requests sent, the older the less."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        running: _abc.Iterable[Global___TaskLoad] | None = ...,
+        recent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recent", b"recent", "running", b"running", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerTasks: _TypeAlias = WorkerTasks  # noqa: Y015
 
 @_typing.final
 class ReportTasksResponse(_message.Message):

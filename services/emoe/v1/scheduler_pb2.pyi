@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,45 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _DecisionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DecisionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DecisionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DECISION_KIND_UNSPECIFIED: _DecisionKind.ValueType  # 0
+    DECISION_KIND_ADMITTED: _DecisionKind.ValueType  # 1
+    """Sent to a worker."""
+    DECISION_KIND_REFUSED: _DecisionKind.ValueType  # 2
+    """Turned away with a retry delay."""
+    DECISION_KIND_DEFERRED: _DecisionKind.ValueType  # 3
+    """Put behind requests that can still be in time."""
+    DECISION_KIND_REQUEUED: _DecisionKind.ValueType  # 4
+    """Its worker died or was full; it waits again."""
+    DECISION_KIND_DONE: _DecisionKind.ValueType  # 5
+    """How it ended."""
+    DECISION_KIND_CANCELLED: _DecisionKind.ValueType  # 6
+    DECISION_KIND_EXPIRED: _DecisionKind.ValueType  # 7
+    DECISION_KIND_FAILED: _DecisionKind.ValueType  # 8
+
+class DecisionKind(_DecisionKind, metaclass=_DecisionKindEnumTypeWrapper): ...
+
+DECISION_KIND_UNSPECIFIED: DecisionKind.ValueType  # 0
+DECISION_KIND_ADMITTED: DecisionKind.ValueType  # 1
+"""Sent to a worker."""
+DECISION_KIND_REFUSED: DecisionKind.ValueType  # 2
+"""Turned away with a retry delay."""
+DECISION_KIND_DEFERRED: DecisionKind.ValueType  # 3
+"""Put behind requests that can still be in time."""
+DECISION_KIND_REQUEUED: DecisionKind.ValueType  # 4
+"""Its worker died or was full; it waits again."""
+DECISION_KIND_DONE: DecisionKind.ValueType  # 5
+"""How it ended."""
+DECISION_KIND_CANCELLED: DecisionKind.ValueType  # 6
+DECISION_KIND_EXPIRED: DecisionKind.ValueType  # 7
+DECISION_KIND_FAILED: DecisionKind.ValueType  # 8
+Global___DecisionKind: _TypeAlias = DecisionKind  # noqa: Y015
 
 @_typing.final
 class GetSchedulerStatusRequest(_message.Message):
@@ -41,9 +81,19 @@ class GetSchedulerStatusResponse(_message.Message):
     NUM_RUNNING_FIELD_NUMBER: _builtins.int
     TASKS_FIELD_NUMBER: _builtins.int
     NUM_WORKERS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    NUM_ADMITTED_FIELD_NUMBER: _builtins.int
+    NUM_REFUSED_FIELD_NUMBER: _builtins.int
+    NUM_WORKER_REFUSALS_FIELD_NUMBER: _builtins.int
     num_waiting: _builtins.int
     num_running: _builtins.int
     num_workers: _builtins.int
+    policy: _builtins.str
+    num_admitted: _builtins.int
+    """Since it started."""
+    num_refused: _builtins.int
+    num_worker_refusals: _builtins.int
+    """Requests that a worker turned away although it had reported room; they were queued again."""
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -53,11 +103,134 @@ class GetSchedulerStatusResponse(_message.Message):
         num_running: _builtins.int = ...,
         tasks: _abc.Iterable[_builtins.str] | None = ...,
         num_workers: _builtins.int = ...,
+        policy: _builtins.str = ...,
+        num_admitted: _builtins.int = ...,
+        num_refused: _builtins.int = ...,
+        num_worker_refusals: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_running", b"num_running", "num_waiting", b"num_waiting", "num_workers", b"num_workers", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_admitted", b"num_admitted", "num_refused", b"num_refused", "num_running", b"num_running", "num_waiting", b"num_waiting", "num_worker_refusals", b"num_worker_refusals", "num_workers", b"num_workers", "policy", b"policy", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetSchedulerStatusResponse: _TypeAlias = GetSchedulerStatusResponse  # noqa: Y015
+
+@_typing.final
+class ListDecisionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most so many; 0 is 100."""
+    request_id: _builtins.str
+    """Each narrows the list when set."""
+    task: _builtins.str
+    tenant: _builtins.str
+    worker_id: _builtins.str
+    kind: Global___DecisionKind.ValueType
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        task: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        kind: Global___DecisionKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "limit", b"limit", "request_id", b"request_id", "task", b"task", "tenant", b"tenant", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDecisionsRequest: _TypeAlias = ListDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListDecisionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    NUM_FORGOTTEN_FIELD_NUMBER: _builtins.int
+    num_forgotten: _builtins.int
+    """Decisions that were made before the oldest one kept."""
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Decision]: ...
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[Global___Decision] | None = ...,
+        num_forgotten: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "num_forgotten", b"num_forgotten"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDecisionsResponse: _TypeAlias = ListDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UNIX_SECONDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AGE_SECONDS_FIELD_NUMBER: _builtins.int
+    PREDICTED_TTFT_SECONDS_FIELD_NUMBER: _builtins.int
+    DUE_SECONDS_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
+    NUM_WAITING_FIELD_NUMBER: _builtins.int
+    NUM_WORKERS_FIELD_NUMBER: _builtins.int
+    unix_seconds: _builtins.float
+    kind: Global___DecisionKind.ValueType
+    request_id: _builtins.str
+    task: _builtins.str
+    tenant: _builtins.str
+    worker_id: _builtins.str
+    reason: _builtins.str
+    """In words, with the figures that decided."""
+    age_seconds: _builtins.float
+    """Since its arrival."""
+    predicted_ttft_seconds: _builtins.float
+    """From its arrival, as foretold at admission, and until which its targets hold; 0 where it has none."""
+    due_seconds: _builtins.float
+    coverage: _builtins.float
+    """Of its task, by the worker's residents."""
+    num_waiting: _builtins.int
+    num_workers: _builtins.int
+    def __init__(
+        self,
+        *,
+        unix_seconds: _builtins.float = ...,
+        kind: Global___DecisionKind.ValueType = ...,
+        request_id: _builtins.str = ...,
+        task: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        age_seconds: _builtins.float = ...,
+        predicted_ttft_seconds: _builtins.float = ...,
+        due_seconds: _builtins.float = ...,
+        coverage: _builtins.float = ...,
+        num_waiting: _builtins.int = ...,
+        num_workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_seconds", b"age_seconds", "coverage", b"coverage", "due_seconds", b"due_seconds", "kind", b"kind", "num_waiting", b"num_waiting", "num_workers", b"num_workers", "predicted_ttft_seconds", b"predicted_ttft_seconds", "reason", b"reason", "request_id", b"request_id", "task", b"task", "tenant", b"tenant", "unix_seconds", b"unix_seconds", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decision: _TypeAlias = Decision  # noqa: Y015

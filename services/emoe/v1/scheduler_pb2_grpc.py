@@ -45,6 +45,11 @@ class SchedulerServiceStub:
                 request_serializer=emoe_dot_v1_dot_scheduler__pb2.GetSchedulerStatusRequest.SerializeToString,
                 response_deserializer=emoe_dot_v1_dot_scheduler__pb2.GetSchedulerStatusResponse.FromString,
                 _registered_method=True)
+        self.ListDecisions = channel.unary_unary(
+                '/emoe.v1.SchedulerService/ListDecisions',
+                request_serializer=emoe_dot_v1_dot_scheduler__pb2.ListDecisionsRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_scheduler__pb2.ListDecisionsResponse.FromString,
+                _registered_method=True)
 
 
 class SchedulerServiceServicer:
@@ -65,6 +70,13 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDecisions(self, request, context):
+        """The latest decisions of this scheduler, newest first: why this worker, why now, why refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SchedulerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=emoe_dot_v1_dot_scheduler__pb2.GetSchedulerStatusRequest.FromString,
                     response_serializer=emoe_dot_v1_dot_scheduler__pb2.GetSchedulerStatusResponse.SerializeToString,
+            ),
+            'ListDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDecisions,
+                    request_deserializer=emoe_dot_v1_dot_scheduler__pb2.ListDecisionsRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_scheduler__pb2.ListDecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -133,6 +150,33 @@ class SchedulerService:
             '/emoe.v1.SchedulerService/GetStatus',
             emoe_dot_v1_dot_scheduler__pb2.GetSchedulerStatusRequest.SerializeToString,
             emoe_dot_v1_dot_scheduler__pb2.GetSchedulerStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/emoe.v1.SchedulerService/ListDecisions',
+            emoe_dot_v1_dot_scheduler__pb2.ListDecisionsRequest.SerializeToString,
+            emoe_dot_v1_dot_scheduler__pb2.ListDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class SchedulerServiceStub:
     dead worker ends the stream with UNAVAILABLE, never with a wrong token.
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.GetSchedulerStatusRequest, _scheduler_pb2.GetSchedulerStatusResponse]
+    ListDecisions: _grpc.UnaryUnaryMultiCallable[_scheduler_pb2.ListDecisionsRequest, _scheduler_pb2.ListDecisionsResponse]
+    """The latest decisions of this scheduler, newest first: why this worker, why now, why refused."""
 
 @_typing.type_check_only
 class SchedulerServiceAsyncStub(SchedulerServiceStub):
@@ -48,6 +50,8 @@ class SchedulerServiceAsyncStub(SchedulerServiceStub):
     dead worker ends the stream with UNAVAILABLE, never with a wrong token.
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.GetSchedulerStatusRequest, _scheduler_pb2.GetSchedulerStatusResponse]  # type: ignore[assignment]
+    ListDecisions: _aio.UnaryUnaryMultiCallable[_scheduler_pb2.ListDecisionsRequest, _scheduler_pb2.ListDecisionsResponse]  # type: ignore[assignment]
+    """The latest decisions of this scheduler, newest first: why this worker, why now, why refused."""
 
 class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -67,5 +71,13 @@ class SchedulerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _scheduler_pb2.GetSchedulerStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_scheduler_pb2.GetSchedulerStatusResponse, _abc.Awaitable[_scheduler_pb2.GetSchedulerStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDecisions(
+        self,
+        request: _scheduler_pb2.ListDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduler_pb2.ListDecisionsResponse, _abc.Awaitable[_scheduler_pb2.ListDecisionsResponse]]:
+        """The latest decisions of this scheduler, newest first: why this worker, why now, why refused."""
 
 def add_SchedulerServiceServicer_to_server(servicer: SchedulerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

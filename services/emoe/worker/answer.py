@@ -52,7 +52,7 @@ class Answer:
             self.is_over = True
             kind = NotReadyError if last.is_for_want else GenerationError
             raise kind(f"request {self.sequence.sequence_id} failed: {last.error}")
-        ended = last.token_id in self._eos_token_ids
+        ended = last.token_id in self._eos_token_ids and not self.sequence.sampling.ignore_eos
         given = [event.token_id for event in events if event.token_id is not None]
         num_pushed, text = self._text.push_all(given[:-1] if ended else given)
         if self._text.stopped:

@@ -248,7 +248,8 @@ class Engine:
 
     def _is_finished(self, sequence: Sequence, token_id: int, sampling: Sampling) -> bool:
         full = len(sequence.token_ids) >= self._kv.max_context
-        return token_id in self._eos_token_ids or full or sequence.num_completion_tokens >= sampling.max_tokens
+        ended = token_id in self._eos_token_ids and not sampling.ignore_eos
+        return ended or full or sequence.num_completion_tokens >= sampling.max_tokens
 
     def _leave(self, sequence: Sequence) -> None:
         last = max(self._running, key=lambda s: s.row)
