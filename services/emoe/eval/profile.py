@@ -42,13 +42,14 @@ class Moments:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class RoutingProfile:
-    """`frequencies` [L, E] of each task's answers and `prompt_frequencies` of its prompts, rows summing to one.
+    """`frequencies` [L, E] of each task's answers, and `routed_frequencies` of its requests, prompt and answer, each
+    token alike (f of eMoE's equation 1); rows sum to one.
 
     `sensitive` [L]: s of eMoE's equation; ones where it is not known. `answer_tokens`: the mean, W_o.
     """
 
     frequencies: Mapping[str, FloatGrid]
-    prompt_frequencies: Mapping[str, FloatGrid]
+    routed_frequencies: Mapping[str, FloatGrid]
     sensitive: Mapping[str, FloatGrid]
     answer_tokens: Mapping[str, float]
     own_routing: OwnRoutingRegression | None
@@ -56,15 +57,22 @@ class RoutingProfile:
 
     def of(self, task: str) -> FloatGrid:
         """The mean of all for a task that was not profiled."""
-        return self.frequencies[task] if task in self.frequencies else self.mean()
+        return _of(task, self.frequencies)
 
-    def of_prompts(self, task: str) -> FloatGrid:
-        known = self.prompt_frequencies
-        return known[task] if task in known else np.asarray(np.mean(list(known.values()), axis=0))
+    def of_requests(self, task: str) -> FloatGrid:
+        return _of(task, self.routed_frequencies)
 
     def mean(self) -> FloatGrid:
-        """Each task alike."""
-        return np.asarray(np.mean(list(self.frequencies.values()), axis=0))
+        """Of requests, prompts and answers, each task alike."""
+        return _mean(self.routed_frequencies)
+
+
+def _of(task: str, frequencies: Mapping[str, FloatGrid]) -> FloatGrid:
+    return frequencies[task] if task in frequencies else _mean(frequencies)
+
+
+def _mean(frequencies: Mapping[str, FloatGrid]) -> FloatGrid:
+    return np.asarray(np.mean(list(frequencies.values()), axis=0))
 
 
 def routing_profile_from(profile: Profile, learned: bytes | None) -> RoutingProfile:
@@ -78,7 +86,7 @@ def routing_profile_from(profile: Profile, learned: bytes | None) -> RoutingProf
         raise CheckpointError(f"{LEARNED_FILE} is of {own_routing.shape} layers and experts, not {profile.shape}")
     return RoutingProfile(
         frequencies={name: task.answer_frequencies for name, task in profile.tasks.items()},
-        prompt_frequencies={name: task.prompt_frequencies for name, task in profile.tasks.items()},
+        routed_frequencies={name: task.routed_frequencies for name, task in profile.tasks.items()},
         sensitive={name: profile.sensitive(name) for name in profile.tasks},
         answer_tokens={name: task.answer_tokens.mean for name, task in profile.tasks.items()},
         own_routing=own_routing,
@@ -93,7 +101,7 @@ def build_profile(rows: Iterable[RowRouting], grid: ExpertGrid, *, seed: int = 0
     split = {task: split_frequencies(part, grid) for task, part in of.items()}
     return RoutingProfile(
         frequencies={task: answers for task, (_, answers) in split.items()},
-        prompt_frequencies={task: prompts for task, (prompts, _) in split.items()},
+        routed_frequencies={task: _routed(part, grid) for task, part in of.items()},
         sensitive={task: np.ones(grid.shape[0]) for task in tasks},
         answer_tokens={task: float(np.mean([row.num_response_tokens for row in part])) for task, part in of.items()},
         own_routing=fit_own_routing(recorded, grid, seed=seed),
@@ -109,6 +117,11 @@ def split_frequencies(rows: Iterable[RowRouting], grid: ExpertGrid) -> tuple[Flo
     found = [counts if counts.any() else prompts for counts in (prompts, answers)]
     sums = [np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in found]
     return found[0] / sums[0], found[1] / sums[1]
+
+
+def _routed(rows: Iterable[RowRouting], grid: ExpertGrid) -> FloatGrid:
+    counts = np.sum([row.count(grid, 0) for row in rows], axis=0)
+    return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
 def fit_own_routing(rows: Iterable[RowRouting], grid: ExpertGrid, *, seed: int = 0) -> OwnRoutingRegression | None:

@@ -21,7 +21,7 @@ GRID = ExpertGrid(num_layers=1, moe_layers=(0,), rule=RoutingRule(num_experts=4,
 
 @pytest.fixture
 def known() -> Known:
-    profile = RoutingProfile(frequencies={}, prompt_frequencies={}, sensitive={}, answer_tokens={}, own_routing=None)
+    profile = RoutingProfile(frequencies={}, routed_frequencies={}, sensitive={}, answer_tokens={}, own_routing=None)
     return Known(profile=profile, memory=None, grid=GRID, num_slots=1, planner=PLANNERS["global"])
 
 

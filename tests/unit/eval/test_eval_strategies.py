@@ -35,7 +35,11 @@ def known() -> Known:
         moments=Moments(spans=answers[:, None, :, ::-1], futures=answers, num_tokens=np.full(60, 9)),
     )
     profile = RoutingProfile(
-        frequencies=frequencies, prompt_frequencies=frequencies, sensitive={}, answer_tokens={}, own_routing=None
+        frequencies=frequencies,
+        routed_frequencies=frequencies,
+        sensitive={},
+        answer_tokens={},
+        own_routing=None,
     )
     return Known(profile=profile, memory=memory, grid=GRID, num_slots=2, planner=PLANNERS["global"])
 
@@ -83,11 +87,11 @@ def test_a_trajectory_outweighs_the_prompt_it_began_with(known: Known) -> None:
 
 def test_without_what_was_learnt_own_routing_is_blended_with_the_tasks(known: Known) -> None:
     request = asked("a")
-    request.wanted = np.array([[0] * 8, [0, 6, 0, 0, 0, 0, 4, 0]])
+    request.wanted = np.array([[0] * 8, [0, 9, 0, 0, 0, 0, 1, 0]])
     request.phases.append(request.wanted)
-    # Own shares 0.6 and 0.4 of experts 1 and 6, task shares 0.5 and 0.5 of 0 and 1.
+    # Its own say 0.9 and 0.1 of experts 1 and 6, seven tenths of all; its task 0.5 and 0.5 of 0 and 1.
     assert residents(known, "emoe", request) == [0, 1]
-    request.wanted = np.array([[0] * 8, [0, 4, 0, 0, 0, 0, 6, 0]])
+    request.wanted = np.array([[0] * 8, [0, 6, 0, 0, 0, 0, 4, 0]])
     assert residents(known, "emoe", request) == [1, 6]
 
 
