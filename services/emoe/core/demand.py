@@ -34,6 +34,8 @@ class FrequencyPredictor:
     `half_life_tokens` more tokens of its task. `priors` are frequencies known beforehand, task -> [L, E]: such a task
     begins as if `profile_tokens` of it had been counted so, and they do not decay. A task never seen, and one seen
     little, leans on the mean of all instead: `prior_tokens` of it are mixed into every task without a prior of its own.
+    Requests without a task differ from hour to hour: their counts halve after `unknown_half_life_tokens`, so that they
+    are foretold by the latest of their kind.
     `weights` are counts to go on from. The least recently observed of more than `max_tasks` tasks is forgotten.
     """
 
@@ -42,6 +44,7 @@ class FrequencyPredictor:
         shape: tuple[int, int],
         *,
         half_life_tokens: float = 200_000.0,
+        unknown_half_life_tokens: float = 4_000.0,
         prior_tokens: float = 256.0,
         priors: Mapping[str, FloatGrid] | None = None,
         profile_tokens: float = 2000.0,
@@ -50,6 +53,7 @@ class FrequencyPredictor:
     ) -> None:
         self._shape = shape
         self._half_life_tokens = half_life_tokens
+        self._unknown_half_life_tokens = min(unknown_half_life_tokens, half_life_tokens)
         self._prior_tokens = prior_tokens
         self._priors = {task: profile_tokens * prior for task, prior in (priors or {}).items()}
         self._max_tasks = max_tasks
@@ -60,7 +64,8 @@ class FrequencyPredictor:
         if counts.shape != self._shape:
             raise ValueError(f"counts have shape {counts.shape}, this model has {self._shape}")
         total = self.weights.pop(task, np.zeros(self._shape))
-        total *= 0.5 ** (tokens_in(counts) / self._half_life_tokens)
+        half_life = self._unknown_half_life_tokens if task == UNKNOWN else self._half_life_tokens
+        total *= 0.5 ** (tokens_in(counts) / half_life)
         total += counts
         self.weights[task] = total
         while self._max_tasks is not None and len(self.weights) > self._max_tasks:
@@ -77,8 +82,7 @@ class FrequencyPredictor:
     def _frequency(self, task: str) -> FloatGrid:
         if task in self._priors:
             return normalise(self._evidence(task))
-        seen = None if task == UNKNOWN else self.weights.get(task)
-        return normalise(self._frequency_of_all() * self._prior_tokens + (0.0 if seen is None else seen))
+        return normalise(self._frequency_of_all() * self._prior_tokens + self.weights.get(task, 0.0))
 
     def _frequency_of_all(self) -> FloatGrid:
         """The mean of the tasks' frequencies, each task alike; uniform before anything was seen."""

@@ -22,6 +22,8 @@ from emoe.core.tasks import UNKNOWN
 
 COUNTS, FREQUENCY, SEQUENCE = "counts", "frequency", "sequence"
 PRIOR_TOKENS = 256.0
+UNKNOWN_HALF_LIFE_TOKENS = 4_000.0
+"""Of requests that nobody could name: some twenty of them."""
 WINDOW_TOKENS = 4096.0
 """Of a task: how far back it is looked who foretold better."""
 MIN_TOKENS = 512.0
@@ -160,6 +162,7 @@ class Contest:
         return FrequencyPredictor(
             self._grid.shape,
             half_life_tokens=self._evidence.half_life_tokens * choices_per_token,
+            unknown_half_life_tokens=UNKNOWN_HALF_LIFE_TOKENS * choices_per_token,
             prior_tokens=PRIOR_TOKENS * choices_per_token,
             priors=priors,
             profile_tokens=self._evidence.profile_tokens * choices_per_token,

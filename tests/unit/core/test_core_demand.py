@@ -83,6 +83,16 @@ def test_an_unknown_task_is_predicted_as_the_mean_of_the_known_ones() -> None:
     assert predictor.predict({"never-seen": 2.0})[1] == pytest.approx([1.0, 1.0, 0.0, 0.0])
 
 
+def test_requests_without_a_task_are_foretold_by_the_latest_of_their_kind() -> None:
+    predictor = FrequencyPredictor(SHAPE, unknown_half_life_tokens=1000, prior_tokens=100)
+    predictor.observe("code", concentrated(0, 1_000_000))
+    predictor.observe(UNKNOWN, concentrated(1, 10_000))
+    assert predictor.predict({UNKNOWN: 1.0})[1].argmax() == 1
+    predictor.observe(UNKNOWN, concentrated(2, 5_000))
+    assert predictor.predict({UNKNOWN: 1.0})[1].argmax() == 2
+    assert predictor.predict({"code": 1.0})[1].argmax() == 0
+
+
 def test_a_task_seen_little_leans_on_the_mean_of_all() -> None:
     predictor = FrequencyPredictor(SHAPE, prior_tokens=100)
     predictor.observe("code", concentrated(0, 1_000_000))
