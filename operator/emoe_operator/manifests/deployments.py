@@ -21,6 +21,7 @@ from emoe_operator.manifests.storage import (
     loader_source,
     loader_storage,
     predictor_storage,
+    scheduler_storage,
     worker_storage,
 )
 from emoe_operator.manifests.workloads import RECREATE, deployment, rolling
@@ -91,6 +92,7 @@ def scheduler_deployment(context: Context) -> Manifest:
         resources=_resources(wanted.resources, context.settings.scheduler_resources),
         drain_seconds=drain_seconds,
         user_template=_template(wanted.pod_template),
+        storage=scheduler_storage(),
         waits_before_stop=True,
     )
     strategy = rolling(max_surge=1, max_unavailable=0)
@@ -107,7 +109,9 @@ def _scheduler_environment(context: Context, drain_seconds: int) -> list[Variabl
         *shared_environment(context, "scheduler", drain_seconds=drain_seconds),
         variable("EMOE_SCHEDULER_LOADER", address(context.resource, "loader")),
         variable("EMOE_SCHEDULER_MODEL_NAME", context.resource.name),
+        variable("EMOE_SCHEDULER_STATE_DIR", STATE_PATH),
         variable("EMOE_SCHEDULER_POLICY", scheduling.policy),
+        *([variable("EMOE_SCHEDULER_PLACEMENT", scheduling.placement)] if scheduling.placement else []),
         variable("EMOE_SCHEDULER_MAX_QUEUED_REQUESTS", scheduling.max_queued_requests),
         *([variable("EMOE_SCHEDULER_EXTRA_TASKS", to_json([task.name for task in tasks]))] if tasks else []),
         *([variable("EMOE_SCHEDULER_TASK_SLOS", to_json(slos))] if slos else []),

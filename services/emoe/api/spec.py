@@ -156,7 +156,9 @@ class TaskSlo(ApiModel):
     ttft_seconds: float | None = Field(default=None, gt=0, le=3600)
     """To the first token."""
     tpot_seconds: float | None = Field(default=None, gt=0, le=60)
-    """For each later token."""
+    """For each later token, on the mean of an answer."""
+    end_to_end_seconds: float | None = Field(default=None, gt=0, le=86_400)
+    """To the last token."""
 
 
 class Task(ApiModel):
@@ -189,8 +191,12 @@ class Task(ApiModel):
 class Scheduling(ApiModel):
     """In which order requests run, how many may wait, and whether tasks are identified."""
 
-    policy: Literal["fifo", "edf"] = "fifo"
-    """fifo: first come, first served. edf: the earliest deadline first."""
+    policy: Literal["fifo", "shortest", "edf", "emoe", "ontime"] = "fifo"
+    """fifo: first come, first served. shortest: the least work first. edf: the earliest deadline first. emoe: the
+    strictest first, where it makes no running request late. ontime: as many as possible within their targets."""
+    placement: Literal["most-free", "least-wait", "residency"] | None = None
+    """Among workers that may take a request. most-free: the one with the most free sequences. least-wait: the soonest
+    first token. residency: the best coverage of its task's experts among those in time. The policy's own if left out."""
     max_queued_requests: int = Field(default=256, ge=1, le=65_536)
     """More are refused with RESOURCE_EXHAUSTED and a delay to retry after; of each scheduler."""
     identify_tasks: bool = True
