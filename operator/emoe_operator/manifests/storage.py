@@ -63,6 +63,11 @@ def predictor_storage(context: Context) -> Mounted:
     return mounted("state", _claim_volume(child_name(context.resource, "predictor")), STATE_PATH)
 
 
+def scheduler_storage() -> Mounted:
+    """What it learnt outlives its container, not its pod: another scheduler may have learnt more."""
+    return mounted("state", {"emptyDir": {}}, STATE_PATH)
+
+
 def claims(context: Context) -> list[Manifest]:
     """A retained cache has no owner, so that it outlives the resource; the predictor's learning does not."""
     made, cache, learning = [], _cache(context), context.spec.services.predictor.storage

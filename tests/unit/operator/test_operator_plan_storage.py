@@ -88,3 +88,10 @@ def test_workers_write_to_a_folder_of_their_own() -> None:
     folder = environment(desired, "worker")["EMOE_WORKER_CACHE_DIR"]
     assert mount(desired, "worker", "state") == {"name": "state", "mountPath": folder}
     assert volume(desired, "worker", "state") == {"name": "state", "emptyDir": {}}
+
+
+def test_schedulers_keep_their_estimates_over_a_containers_restart() -> None:
+    desired = plan({})
+    folder = environment(desired, "scheduler")["EMOE_SCHEDULER_STATE_DIR"]
+    assert mount(desired, "scheduler", "state") == {"name": "state", "mountPath": folder}
+    assert volume(desired, "scheduler", "state") == {"name": "state", "emptyDir": {}}
