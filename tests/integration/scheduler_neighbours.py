@@ -117,6 +117,8 @@ class ListingLoader(LoaderServiceServicer):
         self.profile_asked = asyncio.Semaphore(0)
         self.gives_profile = True
         self.reports: asyncio.Queue[loader_pb2.ReportTasksRequest] = asyncio.Queue()
+        self.coverage: dict[str, dict[str, float]] = {}
+        """Worker -> task -> share, sent with the next list."""
         self._workers: list[loader_pb2.WorkerState] = []
         self._changed = asyncio.Condition()
 
@@ -128,7 +130,11 @@ class ListingLoader(LoaderServiceServicer):
     async def WatchWorkers(self, request, context):
         async with self._changed:
             while True:
-                yield loader_pb2.WatchWorkersResponse(workers=self._workers)
+                coverage = [
+                    loader_pb2.WorkerCoverage(worker_id=worker_id, task_coverage=tasks)
+                    for worker_id, tasks in self.coverage.items()
+                ]
+                yield loader_pb2.WatchWorkersResponse(workers=self._workers, coverage=coverage)
                 await self._changed.wait()
 
     async def GetProfile(self, request, context):

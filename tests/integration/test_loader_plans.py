@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from loader_clients import FakeWorker, loader
+from loader_clients import FakeWorker, code_of, loader, watch_until
 from loader_models import NUM_EXPERTS, NUM_LAYERS, TOP_K
 from loader_source import TIMEOUT_SECONDS
 
@@ -160,3 +161,64 @@ async def test_a_bad_task_report_is_an_invalid_argument(own_model: Path, message
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ReportTasks(iter([message]), timeout=TIMEOUT_SECONDS)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def sent(num_prompts: int, **task_of: str) -> pb.ReportTasksRequest:
+    """Worker -> the task whose requests run there."""
+    report = load_of(num_prompts, **dict.fromkeys(task_of.values(), 100))
+    for worker_id, task in task_of.items():
+        running = [pb.TaskLoad(task=task, num_running=1, num_expected_tokens=100)]
+        report.workers.add(worker_id=worker_id, running=running, recent={task: 5.0})
+    return report
+
+
+async def test_each_worker_is_planned_for_the_tasks_that_it_is_sent_and_its_coverage_is_told(own_model: Path) -> None:
+    async with loader_and_predictor(own_model) as (stub, model, predictor):
+        await teach(predictor, model, code=4, math=6)
+        await teach(predictor, model, code=5, math=7)
+        first, second = (FakeWorker(stub, model, name, num_slots=NUM_LAYERS * TOP_K) for name in ("a", "b"))
+        report: Any = stub.ReportTasks()  # type: ignore[call-arg]  # written to, not iterated
+        await report.write(sent(2, a="code", b="math"))
+        await first.beat()
+        await second.beat()
+        await plan_where(first, lambda wanted: bool(wanted[:, 4:6].all()))
+        await plan_where(second, lambda wanted: bool(wanted[:, 6:].all()))
+        watch: Any = stub.WatchWorkers(pb.WatchWorkersRequest())
+        told: dict[str, dict[str, float]] = {}
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            while not told or told["a"]["code"] < 0.9 or told["b"]["math"] < 0.9:
+                coverage = (await watch.read()).coverage
+                told = {one.worker_id: dict(one.task_coverage) for one in coverage}
+        assert told["a"]["math"] < 0.1
+        assert told["b"]["code"] < 0.1
+
+
+async def test_step_costs_are_handed_on_as_the_worker_measured_them(own_model: Path) -> None:
+    async with loader(own_model) as (stub, model):
+        worker = FakeWorker(stub, model)
+        worker.state.step_costs.CopyFrom(pb.StepCosts(base_seconds=0.25, step_tokens=64, num_steps=99))
+        await worker.beat()
+        watch: Any = stub.WatchWorkers(pb.WatchWorkersRequest())
+        (seen,) = await watch_until(watch, bool)
+        assert seen.step_costs == worker.state.step_costs
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda one: one.recent.update({"code": -1.0}),
+        lambda one: one.recent.update({"code": float("nan")}),
+        lambda one: one.recent.update({"No Task!": 1.0}),
+        lambda one: one.ClearField("worker_id"),
+    ],
+    ids=["fewer than none", "not a number", "no task's name", "no worker"],
+)
+async def test_tasks_of_a_worker_that_cannot_be_are_refused(
+    own_model: Path, spoil: Callable[[pb.WorkerTasks], None]
+) -> None:
+    async with loader(own_model) as (stub, _model):
+        message = sent(1, a="code")
+        spoil(message.workers[0])
+        report: Any = stub.ReportTasks()  # type: ignore[call-arg]  # written to, not iterated
+        await report.write(message)
+        assert await code_of(report) is grpc.StatusCode.INVALID_ARGUMENT

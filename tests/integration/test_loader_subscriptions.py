@@ -85,6 +85,7 @@ def bad_states() -> Iterator[tuple[str, Callable[[pb.WorkerState], None], grpc.S
     yield "another model", lambda s: setattr(s.model, "digest", "other"), refused
     yield "too few slots", lambda s: setattr(s, "num_slots", NUM_LAYERS * TOP_K - 1), refused
     yield "residents of another shape", lambda s: setattr(s.resident, "bits", b"\0" * 99), invalid
+    yield "step costs below nothing", lambda s: setattr(s.step_costs, "base_seconds", -1.0), invalid
     yield "no such miss policy", lambda s: setattr(s, "miss_policy", "guess"), invalid
 
 

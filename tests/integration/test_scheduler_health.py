@@ -15,7 +15,7 @@ import pytest
 from scheduler_neighbours import PATIENCE_SECONDS, FrontDoor, Neighbourhood, ScriptedWorker
 
 from emoe.runtime.channels import open_channel
-from emoe.v1 import generation_pb2, loader_pb2, worker_pb2
+from emoe.v1 import generation_pb2, loader_pb2, scheduler_pb2, worker_pb2
 from emoe.v1.worker_pb2_grpc import WorkerServiceStub
 
 WORKER_PROCESS = Path(__file__).with_name("scheduler_worker_process.py")
@@ -64,6 +64,24 @@ async def test_a_dead_worker_is_out_within_two_seconds_though_it_is_listed(
     assert {(await door.answer("hello"))[0].worker_id for _ in range(4)} == {"other"}
 
 
+async def test_a_request_that_has_not_begun_on_a_hung_worker_is_answered_by_another(
+    neighbourhood: Neighbourhood, tmp_path: Path
+) -> None:
+    """Long before the calls of the silent one are ended."""
+    process, state = await start_process(neighbourhood, tmp_path)
+    other = await neighbourhood.start_worker(ScriptedWorker("other", num_sequences=1))
+    door = await neighbourhood.start_scheduler(silence_seconds=10 * PATIENCE_SECONDS)
+    await neighbourhood.loader.list_workers([state, other.state()])
+    await door.until(num_workers=2)
+    process.send_signal(signal.SIGSTOP)
+
+    messages = await door.answer("hello", request_id="mine")
+
+    assert messages[0].worker_id == "other"
+    listed = await door.stub.ListDecisions(scheduler_pb2.ListDecisionsRequest(request_id="mine"))
+    assert [one.worker_id for one in listed.decisions] == ["other", "other", state.worker_id, state.worker_id]
+
+
 async def test_a_worker_that_hung_is_used_again_once_it_answers(neighbourhood: Neighbourhood, tmp_path: Path) -> None:
     process, door = await start_both(neighbourhood, tmp_path)
     process.send_signal(signal.SIGSTOP)
@@ -96,7 +114,7 @@ async def test_calls_of_a_listed_worker_end_when_it_has_been_silent_for_long(
 async def test_a_worker_that_drains_ends_its_calls_and_gets_no_new_ones(
     neighbourhood: Neighbourhood, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "emoe.scheduler.workers")
+    caplog.set_level(logging.DEBUG, "emoe.scheduler.worker")
     draining = await neighbourhood.start_worker(ScriptedWorker("draining", num_sequences=9, stepwise=True))
     door = await neighbourhood.start_scheduler()
     words = aiter(door.generate("begun before"))

@@ -12,6 +12,7 @@ import pytest
 from support.checkpoints import save_with_tokenizer
 from support.workers import running_worker, stub_of
 
+from emoe.core.schedule.step_cost_fit import MIN_STEPS
 from emoe.v1 import generation_pb2 as pb
 from emoe.v1 import worker_pb2
 
@@ -165,3 +166,12 @@ async def test_the_state_tells_residency_and_counters(worker: Any) -> None:
     assert now.counters.num_expert_choices > 0
     assert now.num_slots < 24
     assert now.miss_policy == "reroute"
+
+
+async def test_the_state_tells_what_steps_take_once_enough_have_run(worker: Any) -> None:
+    assert not (await state(worker)).HasField("step_costs")
+    while not (now := await state(worker)).HasField("step_costs"):
+        await answer(worker, request(max_tokens=20))
+    assert now.step_costs.num_steps >= MIN_STEPS
+    assert now.step_costs.step_tokens > 0
+    assert now.step_costs.missed_token_seconds == 0

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 from emoe.bench.rows import Machine
-from emoe.worker.device import usable_cpus
+from emoe.runtime.cpus import usable_cpus
 
 
 def describe_machine(*, threads: int | None) -> Machine:

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emoe.cli.bench_costs import costs_command
+from emoe.cli.bench_schedule import schedule_command
+from emoe.cli.bench_serve import bench_serve_command
 from emoe.cli.reporting import reported_errors
 
 if TYPE_CHECKING:
     from emoe.bench.planning import ModelShape
 
 bench_app = typer.Typer(help="Measure emoe on this machine, against transformers where it can.", no_args_is_help=True)
+bench_app.command("serve")(bench_serve_command)
+bench_app.command("schedule")(schedule_command)
+bench_app.command("costs")(costs_command)
 
 ModelArgument = Annotated[
     Path | None, typer.Argument(help="Checkpoint folder as published. Default: the small model that ships.")

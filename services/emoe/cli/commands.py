@@ -16,6 +16,7 @@ import typer
 from emoe.cli.ablate import ablate_command
 from emoe.cli.bench import bench_app
 from emoe.cli.classify import classify_command
+from emoe.cli.decisions import decisions_command
 from emoe.cli.eval import eval_command
 from emoe.cli.profile import profile_command
 from emoe.cli.replay import replay_command
@@ -33,6 +34,7 @@ app.add_typer(bench_app, name="bench")
 app.command("eval")(eval_command)
 app.command("ablate")(ablate_command)
 app.command("classify")(classify_command)
+app.command("decisions")(decisions_command)
 app.command("profile")(profile_command)
 app.command("replay")(replay_command)
 
@@ -79,6 +81,7 @@ for _service, _help in SERVE_HELP.items():
 @app.command()
 def up(
     model: ModelOption = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Workers, each with its own expert memory.")] = 1,
     expert_memory: ExpertMemoryOption = None,
     miss_policy: Annotated[
         Literal["reroute", "load"] | None,
@@ -89,10 +92,17 @@ def up(
     max_context: Annotated[
         int | None, typer.Option(help="Longest prompt and answer together, in tokens.", show_default="2048")
     ] = None,
-    max_concurrency: Annotated[int | None, typer.Option(help="Requests that run at once.", show_default="8")] = None,
+    max_concurrency: Annotated[
+        int | None, typer.Option(help="Requests that run at once on a worker.", show_default="8")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Which request runs next: fifo or edf.", show_default="fifo")
+        str | None,
+        typer.Option(help="Which request runs next: fifo, shortest, edf, emoe or ontime.", show_default="fifo"),
+    ] = None,
+    placement: Annotated[
+        str | None,
+        typer.Option(help="On which worker: most-free, least-wait or residency.", show_default="the policy's own"),
     ] = None,
     planner: Annotated[
         str | None,
@@ -111,7 +121,7 @@ def up(
     state_dir: StateDirOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start all four services on this machine and show what they do. Ctrl-C ends them."""
+    """Start the services on this machine and show what they do. Ctrl-C ends them."""
     from emoe.cli.paths import default_state_dir, resolve_model
     from emoe.cli.signals import run_until_signalled
     from emoe.cli.system import SystemOptions
@@ -122,10 +132,11 @@ def up(
         options = SystemOptions(
             model=resolve_model(model),
             state_dir=state_dir or default_state_dir(),
+            workers=workers,
             listen=listen,
             ready_seconds=ready_timeout,
             loader=_given(planner=planner, refresh_interval_prompts=refresh_interval_prompts),
-            scheduler=_given(policy=policy),
+            scheduler=_given(policy=policy, placement=placement),
             worker=_given(
                 expert_memory=expert_memory,
                 miss_policy=miss_policy,

@@ -87,6 +87,7 @@ def ablation_table(rows: Sequence[AblationRow]) -> Table:
 def replay_table(rows: Sequence[ReplayRow]) -> Table:
     columns: Columns = {
         "strategy": lambda row: row.strategy,
+        "workers": lambda row: f"{row.num_workers} {row.placement}".rstrip(),
         "resi- dent": lambda row: f"{row.resident_ratio:.0%}",
         "of": lambda row: row.task if row.window_seconds is None else "{:.0f}-{:.0f} s".format(*row.window_seconds),
         "requests": lambda row: str(row.num_requests),
@@ -97,8 +98,11 @@ def replay_table(rows: Sequence[ReplayRow]) -> Table:
         "TTFT p99": lambda row: milliseconds(row.ttft_p99_seconds),
         "tokens/s": lambda row: f"{row.tokens_per_second:.0f}",
         "moved": lambda row: "" if row.bytes_moved is None else format_bytes(row.bytes_moved),
+        "cluster covers": lambda row: figure(row.cluster_coverage),
+        "sent to": lambda row: figure(row.sent_coverage),
+        "distinct experts": lambda row: "-" if row.distinct_experts is None else f"{row.distinct_experts:.0f}",
     }
-    return build_columns(rows, columns, num_text=3)
+    return build_columns(rows, columns, num_text=4)
 
 
 def milliseconds(seconds: float | None) -> str:

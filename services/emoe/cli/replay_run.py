@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import random
 import sys
 import tempfile
@@ -21,10 +22,12 @@ from emoe.cli.clients import LoaderWatch
 from emoe.cli.display import PlainDisplay
 from emoe.cli.failures import CommandError, RemoteError
 from emoe.cli.generation_client import Question, ask
+from emoe.cli.replay_residency import ask_demand, looking
 from emoe.cli.signals import run_until_signalled
 from emoe.cli.system import LocalSystem, SystemOptions, local_system
 from emoe.cli.view import Counters
 from emoe.core.generation import Sampling
+from emoe.eval.cluster_coverage import ClusterRecord
 from emoe.eval.replay import Outcome, ReplayRow, summarise
 from emoe.eval.trace import Arrival
 from emoe.runtime.channels import open_channel
@@ -69,7 +72,26 @@ class ReplayOptions:
     resident_ratios: tuple[float, ...]
     num_windows: int = 6
     max_concurrency: int = 8
+    """On each worker."""
+    num_workers: tuple[int, ...] = (1,)
+    placements: tuple[str, ...] = ("",)
+    """The scheduler's; empty: its own."""
+    policy: str = ""
     seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One of the replays of a trace."""
+
+    strategy: str
+    resident_ratio: float
+    num_workers: int
+    placement: str
+
+    def __str__(self) -> str:
+        cluster = "" if self.num_workers == 1 else f", {self.num_workers} workers"
+        return f"{self.strategy}, {self.resident_ratio:.0%}{cluster}{f', {self.placement}' if self.placement else ''}"
 
 
 def run_replay(arrivals: Sequence[Arrival], options: ReplayOptions, *, say: Say) -> list[ReplayRow]:
@@ -79,10 +101,9 @@ def run_replay(arrivals: Sequence[Arrival], options: ReplayOptions, *, say: Say)
 
     async def work() -> None:
         nonlocal done
-        for ratio in options.resident_ratios:
-            for name in options.strategies:
-                with tempfile.TemporaryDirectory(prefix="emoe-replay-") as folder:
-                    rows.extend(await _replay_one(arrivals, options, name, ratio, Path(folder), say=say))
+        for run in _runs(options):
+            with tempfile.TemporaryDirectory(prefix="emoe-replay-") as folder:
+                rows.extend(await _replay_one(arrivals, options, run, Path(folder), say=say))
         done = True
 
     asyncio.run(run_until_signalled(work()))
@@ -91,40 +112,63 @@ def run_replay(arrivals: Sequence[Arrival], options: ReplayOptions, *, say: Say)
     return rows
 
 
+def _runs(options: ReplayOptions) -> Iterator[Run]:
+    for ratio, name, num_workers, placement in itertools.product(
+        options.resident_ratios, options.strategies, options.num_workers, options.placements
+    ):
+        yield Run(strategy=name, resident_ratio=ratio, num_workers=num_workers, placement=placement)
+
+
 async def _replay_one(
-    arrivals: Sequence[Arrival], options: ReplayOptions, name: str, ratio: float, folder: Path, *, say: Say
+    arrivals: Sequence[Arrival], options: ReplayOptions, run: Run, folder: Path, *, say: Say
 ) -> Iterator[ReplayRow]:
-    strategy = STRATEGIES[name]
-    say(f"{name}, {ratio:.0%} resident: starting the services")
-    system_options = SystemOptions(
-        model=options.model,
-        state_dir=folder,
-        listen="127.0.0.1:0",
-        worker={
-            "expert-memory": f"{ratio:.4%}",
-            "max-concurrency": str(options.max_concurrency),
-            **strategy.worker,
-        },
-        scheduler=strategy.scheduler,
-    )
-    async with local_system(system_options, on_event=PlainDisplay(sys.stderr).on_child) as system:
+    say(f"{run}: starting the services")
+    strategy = STRATEGIES[run.strategy]
+    async with local_system(
+        _system_options(options, run, folder), on_event=PlainDisplay(sys.stderr).on_child
+    ) as system:
         await system.start_planning()
         await system.start_serving()
         tasks = _named_tasks(arrivals, strategy, seed=options.seed)
         before = await _counters(system)
         began = time.monotonic()
-        outcomes = await _send_all(arrivals, tasks, system, say=lambda line: say(f"{name}, {ratio:.0%}: {line}"))
-        wall_seconds = time.monotonic() - began
+        async with looking(system.loader_address, lambda: time.monotonic() - began) as looks:
+            outcomes = await _send_all(arrivals, tasks, system, say=lambda line: say(f"{run}: {line}"))
+            wall_seconds = time.monotonic() - began
         await asyncio.sleep(SETTLE_SECONDS)
-        moved = (await _counters(system)).since(before)
+        after = await _counters(system)
+        demand = await ask_demand(
+            system.loader_address, system.predictor_address, [arrival.row.task for arrival in arrivals]
+        )
+    moved = [after[worker_id].since(before[worker_id]) for worker_id in before]
     return summarise(
         outcomes,
-        strategy=name,
-        resident_ratio=ratio,
+        strategy=run.strategy,
+        resident_ratio=run.resident_ratio,
         wall_seconds=wall_seconds,
         num_windows=options.num_windows,
-        bytes_moved=moved.num_bytes_loaded,
-        experts_loaded=moved.num_experts_loaded,
+        bytes_moved=sum(counters.num_bytes_loaded for counters in moved),
+        experts_loaded=sum(counters.num_experts_loaded for counters in moved),
+        num_workers=run.num_workers,
+        placement=run.placement,
+        cluster=ClusterRecord(looks=looks, demand=demand),
+    )
+
+
+def _system_options(options: ReplayOptions, run: Run, folder: Path) -> SystemOptions:
+    strategy = STRATEGIES[run.strategy]
+    chosen = {"placement": run.placement, "policy": options.policy}
+    return SystemOptions(
+        model=options.model,
+        state_dir=folder,
+        workers=run.num_workers,
+        listen="127.0.0.1:0",
+        worker={
+            "expert-memory": f"{run.resident_ratio:.4%}",
+            "max-concurrency": str(options.max_concurrency),
+            **strategy.worker,
+        },
+        scheduler={**strategy.scheduler, **{name: value for name, value in chosen.items() if value}},
     )
 
 
@@ -135,14 +179,15 @@ def _named_tasks(arrivals: Sequence[Arrival], strategy: ReplayStrategy, *, seed:
     return tasks
 
 
-async def _counters(system: LocalSystem) -> Counters:
+async def _counters(system: LocalSystem) -> dict[str, Counters]:
+    """Of each worker."""
     watch = LoaderWatch(system.loader_address)
     following = asyncio.create_task(watch.follow())
     try:
         async with asyncio.timeout(LISTED_SECONDS):
-            return (await watch.worker("worker-0")).counters
+            return {worker_id: (await watch.worker(worker_id)).counters for worker_id in system.worker_ids}
     except TimeoutError as error:
-        raise CommandError("the loader does not list the worker; nothing can be counted") from error
+        raise CommandError("the loader does not list all workers; nothing can be counted") from error
     finally:
         following.cancel()
 
@@ -156,7 +201,7 @@ async def _send_all(
     async def send(channel: grpc.aio.Channel, arrival: Arrival, task: str) -> Outcome:
         nonlocal num_done
         await asyncio.sleep(max(0.0, arrival.at_seconds - (time.monotonic() - began)))
-        outcome = await _ask(channel, arrival, task)
+        outcome = await _ask(channel, arrival, task, sent_seconds=time.monotonic() - began)
         num_done += 1
         if num_done % SAY_EVERY == 0 or num_done == len(arrivals):
             say(f"{num_done} of {len(arrivals)} requests, {time.monotonic() - began:.0f} s")
@@ -168,7 +213,7 @@ async def _send_all(
         )
 
 
-async def _ask(channel: grpc.aio.Channel, arrival: Arrival, task: str) -> Outcome:
+async def _ask(channel: grpc.aio.Channel, arrival: Arrival, task: str, *, sent_seconds: float) -> Outcome:
     row = arrival.row
     question = Question(prompt=row.prompt, task=task, sampling=Sampling(max_tokens=arrival.max_tokens, temperature=0.0))
     try:
@@ -185,5 +230,7 @@ async def _ask(channel: grpc.aio.Channel, arrival: Arrival, task: str) -> Outcom
         num_completion_tokens=answer.usage.num_completion_tokens,
         num_expert_hits=answer.usage.num_expert_hits,
         num_expert_choices=answer.usage.num_expert_choices,
+        worker_id=answer.worker_id,
+        began_seconds=sent_seconds + answer.queue_seconds,
         is_expected=answer.text.strip() == row.response.strip() if can_match else None,
     )

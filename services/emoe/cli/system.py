@@ -1,4 +1,4 @@
-"""The four services as child processes of this one: which command starts each, in what order, with which addresses.
+"""The services as child processes of this one: which command starts each, in what order, with which addresses.
 
 `emoe up` and `emoe demo` stand on this. Settings that the caller leaves out are the services' own defaults.
 """
@@ -17,6 +17,7 @@ from emoe.cli.clients import is_serving
 from emoe.cli.failures import CommandError
 from emoe.cli.runfile import locked_state_dir, remove_up_file, write_up_file
 from emoe.cli.supervisor import ChildEvent, Supervisor, SupervisorLimits
+from emoe.runtime.cpus import usable_cpus
 
 PREDICTOR, LOADER, WORKER, SCHEDULER = "predictor", "loader", "worker", "scheduler"
 SERVICES = (PREDICTOR, LOADER, WORKER, SCHEDULER)
@@ -31,6 +32,8 @@ class SystemOptions:
 
     model: Path
     state_dir: Path
+    workers: int = 1
+    """Each with slots of its own. They share the processors: several get a part of them each, one thread at least."""
     listen: str = "127.0.0.1:50051"
     ready_seconds: float = 300.0
     drain_seconds: float = 10.0
@@ -40,7 +43,7 @@ class SystemOptions:
 
 
 class LocalSystem:
-    """The four, started in two steps so that residency can be watched while the worker loads."""
+    """The services, started in two steps so that residency can be watched while the workers load."""
 
     def __init__(self, options: SystemOptions, supervisor: Supervisor) -> None:
         self._options = options
@@ -52,7 +55,12 @@ class LocalSystem:
 
     @property
     def worker_address(self) -> str:
-        return self._supervisor.announcement(WORKER).address
+        """Of the first."""
+        return self._supervisor.announcement(worker_names(self._options.workers)[0]).address
+
+    @property
+    def worker_ids(self) -> tuple[str, ...]:
+        return tuple(f"worker-{number}" for number in range(self._options.workers))
 
     @property
     def loader_address(self) -> str:
@@ -70,16 +78,10 @@ class LocalSystem:
         await self._supervisor.start(self._spec(LOADER, settings | dict(self._options.loader)))
 
     async def start_serving(self) -> None:
-        """Worker and scheduler side by side. Once both are ready, `emoe generate` finds them."""
-        worker = {
-            "model": str(self._options.model),
-            "loader": self.loader_address,
-            "predictor": self.predictor_address,
-            "worker-id": "worker-0",
-        }
-        scheduler = {"loader": self.loader_address}
+        """Workers and scheduler side by side. Once all are ready, `emoe generate` finds them."""
+        scheduler = {"loader": self.loader_address, "state-dir": str(self._options.state_dir / "scheduler")}
         await self._supervisor.start(
-            self._spec(WORKER, worker | dict(self._options.worker)),
+            *self._worker_specs(),
             self._spec(SCHEDULER, scheduler | dict(self._options.scheduler), listen=self._options.listen),
         )
         write_up_file(
@@ -93,17 +95,33 @@ class LocalSystem:
         """Brings back what dies, until cancelled."""
         await self._supervisor.watch()
 
-    def _spec(self, service: str, settings: Mapping[str, str], *, listen: str = "127.0.0.1:0") -> ChildSpec:
+    def _worker_specs(self) -> list[ChildSpec]:
+        shared = {
+            "model": str(self._options.model),
+            "loader": self.loader_address,
+            "predictor": self.predictor_address,
+            **_threads_each(self._options.workers),
+        }
+        names = worker_names(self._options.workers)
+        return [
+            self._spec(WORKER, shared | {"worker-id": worker_id} | dict(self._options.worker), name=name)
+            for worker_id, name in zip(self.worker_ids, names, strict=True)
+        ]
+
+    def _spec(
+        self, service: str, settings: Mapping[str, str], *, name: str | None = None, listen: str = "127.0.0.1:0"
+    ) -> ChildSpec:
         state_dir, drain_seconds = self._options.state_dir, self._options.drain_seconds
+        name = name or service
         return ChildSpec(
-            name=service,
+            name=name,
             command=(
                 *(sys.executable, "-m", "emoe.cli.main", "serve", service),
                 f"--drain-seconds={drain_seconds:g}",
-                *(f"--{name}={value}" if value else f"--{name}" for name, value in settings.items()),
+                *(f"--{option}={value}" if value else f"--{option}" for option, value in settings.items()),
             ),
-            log_path=log_path(state_dir, service),
-            announce_path=state_dir / "announce" / f"{service}.json",
+            log_path=log_path(state_dir, name),
+            announce_path=state_dir / "announce" / f"{name}.json",
             listen=listen,
         )
 
@@ -127,18 +145,26 @@ async def local_system(options: SystemOptions, *, on_event: Callable[[ChildEvent
             await supervisor.stop()
 
 
-def log_path(state_dir: Path, service: str) -> Path:
-    return state_dir / "logs" / f"{service}.log"
+def log_path(state_dir: Path, name: str) -> Path:
+    return state_dir / "logs" / f"{name}.log"
+
+
+def worker_names(num_workers: int) -> tuple[str, ...]:
+    """What each worker's process is called in logs and messages."""
+    return (WORKER,) if num_workers == 1 else tuple(f"{WORKER}-{number}" for number in range(num_workers))
 
 
 def prepare_state_dir(state_dir: Path) -> None:
     """Fresh logs; those of the run before stay beside them as `.1`."""
     for folder in ("logs", "announce", "predictor"):
         (state_dir / folder).mkdir(exist_ok=True)
-    for service in SERVICES:
-        log = log_path(state_dir, service)
-        if log.exists():
-            log.replace(log.with_suffix(".log.1"))
+    for log in (state_dir / "logs").glob("*.log"):
+        log.replace(log.with_suffix(".log.1"))
+
+
+def _threads_each(num_workers: int) -> Mapping[str, str]:
+    """A worker alone takes what it may; several that each did so would be in each other's way."""
+    return {} if num_workers == 1 else {"threads": str(max(1, usable_cpus() // num_workers))}
 
 
 def require_worker_extra() -> None:

@@ -17,8 +17,9 @@ from emoe.eval.learnt import learn, load_profile
 from emoe.eval.rows import encode_rows, read_rows
 from emoe.eval.scoring import ScoringModel
 from emoe.eval.strategies import Variant
+from emoe.runtime.cpus import usable_cpus
 from emoe.store.profile import CALIBRATION_FILE
-from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
+from emoe.worker.device import bound_kernel_cache, pick_device
 
 TRAIN_SPLIT, TEST_SPLIT = "train", "test"
 STEP_TOKENS = 4096

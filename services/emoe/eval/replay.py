@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -28,8 +29,31 @@ class Outcome:
     num_completion_tokens: int = 0
     num_expert_hits: int = 0
     num_expert_choices: int = 0
+    worker_id: str = ""
+    began_seconds: float = 0.0
+    """On the replay's clock: when it was sent to its worker."""
     is_expected: bool | None = None
     """Whether the answer is the data's own; None where that says nothing (only short answers can be)."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt_tokens + self.num_completion_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterFigures:
+    """Shares of demand, weighted by tokens: that some worker's residents met, and that those of the workers did to
+    which the requests were sent. `distinct_experts`: resident on any worker. None where nothing can be said."""
+
+    cluster_coverage: float | None = None
+    sent_coverage: float | None = None
+    distinct_experts: float | None = None
+
+
+class Cluster(Protocol):
+    """What the workers' residents were meanwhile."""
+
+    def figures(self, outcomes: Sequence[Outcome], window_seconds: tuple[float, float] | None) -> ClusterFigures: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +73,12 @@ class ReplayRow:
     tokens_per_second: float
     bytes_moved: int | None = None
     experts_loaded: int | None = None
+    num_workers: int = 1
+    placement: str = ""
+    """Empty: the scheduler's own."""
+    cluster_coverage: float | None = None
+    sent_coverage: float | None = None
+    distinct_experts: float | None = None
 
 
 def summarise(
@@ -60,6 +90,9 @@ def summarise(
     num_windows: int,
     bytes_moved: int,
     experts_loaded: int,
+    num_workers: int = 1,
+    placement: str = "",
+    cluster: Cluster | None = None,
 ) -> Iterator[ReplayRow]:
     """All, then each task, then all in each window."""
 
@@ -68,6 +101,7 @@ def summarise(
         judged = [outcome.is_expected for outcome in answered if outcome.is_expected is not None]
         ttfts = [outcome.ttft_seconds for outcome in answered]
         choices = sum(outcome.num_expert_choices for outcome in answered)
+        kept = ClusterFigures() if cluster is None else cluster.figures(part, window)
         return ReplayRow(
             strategy=strategy,
             resident_ratio=resident_ratio,
@@ -81,6 +115,9 @@ def summarise(
             ttft_p99_seconds=float(np.percentile(ttfts, 99)) if ttfts else None,
             tokens_per_second=sum(outcome.num_completion_tokens for outcome in answered)
             / (wall_seconds if window is None else window[1] - window[0]),
+            num_workers=num_workers,
+            placement=placement,
+            **dataclasses.asdict(kept),
         )
 
     yield dataclasses.replace(row(outcomes, ALL, None), bytes_moved=bytes_moved, experts_loaded=experts_loaded)

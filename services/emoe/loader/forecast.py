@@ -24,6 +24,15 @@ class Forecast:
     def tasks(self) -> frozenset[str]:
         return frozenset(self._per_token)
 
+    @property
+    def per_token(self) -> Mapping[str, FloatGrid]:
+        """Of all tasks that are foretold, and of the unknown one."""
+        return {UNKNOWN: self._unknown, **self._per_token}
+
+    @property
+    def _unknown(self) -> FloatGrid:
+        return self._per_token.get(UNKNOWN, self._uniform)
+
     def update(self, per_token: Mapping[str, FloatGrid]) -> None:
         """task -> demand [L, E] of one of its tokens. Tasks not named are forgotten."""
         self._per_token = dict(per_token)
@@ -31,8 +40,7 @@ class Forecast:
 
     def demand(self, task_tokens: Mapping[str, float]) -> FloatGrid:
         """[L, E]. A task not foretold counts as the unknown one, and that as uniform; no task, as one unknown token."""
-        unknown = self._per_token.get(UNKNOWN, self._uniform)
         demand = np.zeros_like(self._uniform)
         for task, tokens in (task_tokens or {UNKNOWN: 1.0}).items():
-            demand += tokens * self._per_token.get(task, unknown)
+            demand += tokens * self._per_token.get(task, self._unknown)
         return demand

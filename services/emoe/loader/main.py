@@ -9,10 +9,10 @@ import sys
 import time
 from collections.abc import AsyncIterator
 
-from emoe.core.experts import ExpertGrid
 from emoe.core.planning import PLANNERS, PinnedPlanner
 from emoe.core.refresh import DEFAULT_REFRESH_INTERVAL_PROMPTS
 from emoe.loader.client import PredictorClient
+from emoe.loader.coverage import Coverage
 from emoe.loader.fetch.cache import ModelCache
 from emoe.loader.news import News
 from emoe.loader.opened import OpenModel
@@ -57,11 +57,13 @@ class _Loader:
         self._files = files
         self._news = News()
         self._workers, self._mix = Workers(planning=self._news), TaskMix(planning=self._news)
+        self._coverage = Coverage()
         self._progress = Progress(settings.source or str(settings.model))
         self._service = LoaderService(
             progress=self._progress,
             workers=self._workers,
             mix=self._mix,
+            coverage=self._coverage,
             heartbeat_timeout_seconds=settings.heartbeat_timeout_seconds,
         )
         self._service.register(host)
@@ -99,8 +101,16 @@ class _Loader:
             self._progress.resolve(model.id.digest)
         self._progress.enter(Phase.READY)
         ask = await self._files.enter_async_context(_predictor(self._settings.predictor, model))
-        loop = _planning_loop(
-            self._settings, workers=self._workers, mix=self._mix, news=self._news, grid=model.grid, ask=ask
+        loop = PlanningLoop(
+            workers=self._workers,
+            mix=self._mix,
+            news=self._news,
+            grid=model.grid,
+            planner=PinnedPlanner(PLANNERS[self._settings.planner], self._settings.pinned, model.grid),
+            ask=ask,
+            pace=pace_from(self._settings),
+            clock=time.monotonic,
+            coverage=self._coverage,
         )
         self._host.spawn("ask", loop.ask_forever())
         self._host.spawn("plan", loop.plan_forever())
@@ -118,21 +128,6 @@ async def _predictor(address: str | None, model: OpenModel) -> AsyncIterator[Ask
         yield client.ask
     finally:
         await client.close()
-
-
-def _planning_loop(
-    settings: LoaderSettings, *, workers: Workers, mix: TaskMix, news: News, grid: ExpertGrid, ask: Ask | None
-) -> PlanningLoop:
-    return PlanningLoop(
-        workers=workers,
-        mix=mix,
-        news=news,
-        grid=grid,
-        planner=PinnedPlanner(PLANNERS[settings.planner], settings.pinned, grid),
-        ask=ask,
-        pace=pace_from(settings),
-        clock=time.monotonic,
-    )
 
 
 def pace_from(settings: LoaderSettings) -> Pace:

@@ -6,10 +6,12 @@ Every `parse_` raises InvalidRequestError, or PlanError for a peer that has anot
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 from emoe.core.errors import InvalidRequestError, PlanError
 from emoe.core.experts import ExpertGrid
 from emoe.core.routable import check_budget
+from emoe.core.schedule.costs import StepCosts
 from emoe.core.tasks import UNKNOWN, parse_task_name
 from emoe.loader.base_files import Piece
 from emoe.loader.opened import OpenModel
@@ -33,6 +35,8 @@ from emoe.v1 import residency_pb2
 MISS_POLICIES = ("reroute", "load")
 MAX_NAME_CHARACTERS = 256
 MAX_TASKS_REPORTED = 256
+MAX_WORKERS_REPORTED = 1024
+MAX_AMOUNT = 1e9
 
 
 def check_model(message: residency_pb2.ModelId, own: ModelId) -> None:
@@ -66,6 +70,8 @@ def parse_worker(message: pb.WorkerState, *, model: ModelId, grid: ExpertGrid) -
         slot_bytes=message.slot_bytes,
         counters=WorkerCounters(**{f.name: getattr(message.counters, f.name) for f in _COUNTER_FIELDS}),
         running=_parse_running(message.running, grid) if message.HasField("running") else None,
+        step_costs=_parse_costs(message.step_costs) if message.HasField("step_costs") else None,
+        num_cost_steps=message.step_costs.num_steps,
     )
 
 
@@ -85,7 +91,12 @@ def worker_to_proto(state: WorkerState, *, model: ModelId) -> pb.WorkerState:
         applied_epoch=state.applied_epoch,
         miss_policy=state.miss_policy,
         slot_bytes=state.slot_bytes,
+        step_costs=_costs_to_proto(state),
     )
+
+
+def coverage_to_proto(told: Mapping[str, Mapping[str, float]]) -> list[pb.WorkerCoverage]:
+    return [pb.WorkerCoverage(worker_id=worker_id, task_coverage=shares) for worker_id, shares in told.items()]
 
 
 def plan_to_proto(plan: Plan, *, model: ModelId) -> pb.SubscribeResponse:
@@ -102,11 +113,19 @@ def parse_tasks(message: pb.ReportTasksRequest) -> TaskReport:
         raise InvalidRequestError(f"{len(message.loads)} task loads; at most {MAX_TASKS_REPORTED} at once")
     task_tokens: dict[str, float] = {}
     waiting_tokens: dict[str, float] = {}
+    task_requests: dict[str, int] = {}
     for load in message.loads:
         task = _parse_task(load.task)
         task_tokens[task] = task_tokens.get(task, 0.0) + _tokens_to_come(load)
         waiting_tokens[task] = waiting_tokens.get(task, 0.0) + load.num_waiting_tokens
-    return TaskReport(task_tokens=task_tokens, waiting_tokens=waiting_tokens, num_prompts=message.num_prompts)
+        task_requests[task] = task_requests.get(task, 0) + load.num_running + load.num_waiting
+    return TaskReport(
+        task_tokens=task_tokens,
+        waiting_tokens=waiting_tokens,
+        task_requests=task_requests,
+        placed=_parse_placed(message.workers) if message.workers else None,
+        num_prompts=message.num_prompts,
+    )
 
 
 def progress_to_proto(progress: Progress, model: OpenModel | None) -> pb.WatchModelResponse:
@@ -166,11 +185,49 @@ _PHASES = {
     Phase.FAILED: pb.MODEL_PHASE_FAILED,
 }
 _COUNTER_FIELDS = dataclasses.fields(WorkerCounters)
+_COST_SECONDS = tuple(field.name for field in dataclasses.fields(StepCosts) if field.name.endswith("_seconds"))
+
+
+def _costs_to_proto(state: WorkerState) -> pb.StepCosts | None:
+    if state.step_costs is None:
+        return None
+    return pb.StepCosts(**dataclasses.asdict(state.step_costs), num_steps=state.num_cost_steps)
 
 
 def _parse_running(message: pb.RunningDemand, grid: ExpertGrid) -> Running:
     demand = parse_demand(message.demand, grid) if message.HasField("demand") else None
     return Running(version=message.version, num_requests=message.num_requests, demand=demand)
+
+
+def _parse_placed(workers: Sequence[pb.WorkerTasks]) -> dict[str, dict[str, float]]:
+    if len(workers) > MAX_WORKERS_REPORTED:
+        raise InvalidRequestError(f"tasks of {len(workers)} workers; at most {MAX_WORKERS_REPORTED} at once")
+    return {parse_name(worker.worker_id, "worker_id"): _parse_worker_tasks(worker) for worker in workers}
+
+
+def _parse_worker_tasks(worker: pb.WorkerTasks) -> dict[str, float]:
+    """What runs counts however long ago it was sent."""
+    if max(len(worker.recent), len(worker.running)) > MAX_TASKS_REPORTED:
+        raise InvalidRequestError(
+            f"{max(len(worker.recent), len(worker.running))} tasks of worker {worker.worker_id}; at most "
+            f"{MAX_TASKS_REPORTED} at once"
+        )
+    requests = {_parse_task(task): _parse_amount(amount, f"recent[{task!r}]") for task, amount in worker.recent.items()}
+    for load in worker.running:
+        task = _parse_task(load.task)
+        requests[task] = max(requests.get(task, 0.0), float(load.num_running))
+    return requests
+
+
+def _parse_amount(value: float, field: str) -> float:
+    if not 0 <= value <= MAX_AMOUNT:
+        raise InvalidRequestError(f"{field} must lie in 0..{MAX_AMOUNT:g}, not {value}")
+    return value
+
+
+def _parse_costs(message: pb.StepCosts) -> StepCosts:
+    seconds = {name: _parse_amount(getattr(message, name), f"step_costs.{name}") for name in _COST_SECONDS}
+    return StepCosts(**seconds, step_tokens=message.step_tokens)
 
 
 def _tokens_to_come(load: pb.TaskLoad) -> float:

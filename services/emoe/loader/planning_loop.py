@@ -23,6 +23,8 @@ from emoe.core.refresh import (
     next_interval_prompts,
 )
 from emoe.core.tasks import BUILTIN_TASKS, UNKNOWN
+from emoe.loader.coverage import Coverage
+from emoe.loader.following import Following, WorkerMix
 from emoe.loader.forecast import Forecast
 from emoe.loader.news import News
 from emoe.loader.task_mix import TaskMix
@@ -120,6 +122,7 @@ class PlanningLoop:
         ask: Ask | None,
         pace: Pace,
         clock: Callable[[], float],
+        coverage: Coverage | None = None,
     ) -> None:
         self._workers = workers
         self._mix = mix
@@ -130,6 +133,11 @@ class PlanningLoop:
         self._pace = pace
         self._clock = clock
         self._forecast = Forecast(grid)
+        self._coverage = coverage or Coverage()
+        self._coverage.foretell(self._forecast.per_token)
+        self._following = Following()
+        self._split_basis: tuple[object, ...] = ()
+        self._parts: Mapping[str, WorkerMix] = {}
         self._last_asked: LastAsked | None = None
         self._first_asked = asyncio.Event()
 
@@ -156,11 +164,13 @@ class PlanningLoop:
     async def plan_once(self) -> bool:
         """A plan for each worker that is free for one and would learn from it. Whether any plan is in flight then."""
         now_seconds = self._clock()
+        mixes = self._split_mix()
         for member in self._workers.members():
-            basis = self._basis_of(member)
+            own = mixes.get(member.state.worker_id)
+            basis = self._basis_of(member, own)
             if member.basis == basis or is_in_flight(member, now_seconds=now_seconds, pace=self._pace):
                 continue
-            demand = demand_of(member.state, self._mix, self._forecast.demand)
+            demand = demand_of(member.state, own or self._mix, self._forecast.demand)
             # A large model takes a tenth of a second: heartbeats and pulls go on meanwhile.
             plan = await asyncio.to_thread(build_plan, member.state, member.plan, demand, self._planner, self._grid)
             if is_worth_sending(member, plan, basis):
@@ -169,13 +179,28 @@ class PlanningLoop:
             member.basis = basis
         return any(is_in_flight(member, now_seconds=now_seconds, pace=self._pace) for member in self._workers.members())
 
-    def _basis_of(self, member: Member) -> Basis:
+    def _split_mix(self) -> Mapping[str, WorkerMix]:
+        """Each worker's part of the mix; none where there is nothing to tell workers apart."""
+        states = self._workers.states()
+        basis = (
+            *(self._forecast.version, self._mix.version, self._mix.placed_version),
+            *(state.worker_id for state in states),
+        )
+        if basis != self._split_basis:
+            self._coverage.refresh(states)
+            per_token, coverage = self._forecast.per_token, self._coverage.told
+            self._parts = self._following.split(self._mix, states, per_token, coverage) or {}
+            self._split_basis = basis
+        return self._parts
+
+    def _basis_of(self, member: Member, own: WorkerMix | None) -> Basis:
         running = member.state.running
         return Basis(
             forecast_version=self._forecast.version,
-            mix_version=self._mix.version,
+            mix_version=self._mix.version if own is None else 0,
             num_slots=member.state.num_slots,
             running_version=0 if running is None else running.version,
+            following=() if own is None else own.rounded(),
         )
 
     def _is_due(self) -> bool:
@@ -199,10 +224,16 @@ class PlanningLoop:
         if per_token is not None:
             before = self._forecast.demand(self._mix.task_tokens)
             self._forecast.update(per_token)
+            self._tell_coverage()
             if self._pace.adapts and is_whole_interval(last, num_prompts=num_prompts, pace=self._pace):
                 await self._adapt(before)
         self._first_asked.set()
         self._news.announce()
+
+    def _tell_coverage(self) -> None:
+        self._coverage.foretell(self._forecast.per_token)
+        if self._coverage.refresh(self._workers.states()):
+            self._workers.news.announce()
 
     async def _adapt(self, before: FloatGrid) -> None:
         """Judged for the worker with the fewest slots, where a wrong plan costs the most."""

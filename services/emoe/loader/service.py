@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator
 import grpc
 
 from emoe.core.errors import InvalidRequestError, NotReadyError
+from emoe.loader.coverage import Coverage
 from emoe.loader.frames import frames
 from emoe.loader.messages import (
     check_model,
+    coverage_to_proto,
     file_to_proto,
     parse_name,
     parse_tasks,
@@ -54,10 +56,19 @@ class LoaderService(rpc.LoaderServiceServicer):
 
     model: OpenModel | None = None
 
-    def __init__(self, *, progress: Progress, workers: Workers, mix: TaskMix, heartbeat_timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        *,
+        progress: Progress,
+        workers: Workers,
+        mix: TaskMix,
+        coverage: Coverage,
+        heartbeat_timeout_seconds: float,
+    ) -> None:
         self._progress = progress
         self._workers = workers
         self._mix = mix
+        self._coverage = coverage
         self._heartbeat_timeout_seconds = heartbeat_timeout_seconds
         self._watchers = Places("watchers", MAX_WATCHERS)
         self._pulls = Places("pulls", MAX_PULLS)
@@ -145,8 +156,14 @@ class LoaderService(rpc.LoaderServiceServicer):
         with self._watchers.taken():
             while True:
                 seen = self._workers.news.count
-                states = [worker_to_proto(state, model=model) for state in self._workers.states()]
-                await context.write(pb.WatchWorkersResponse(workers=states))
+                states = self._workers.states()
+                self._coverage.refresh(states)
+                await context.write(
+                    pb.WatchWorkersResponse(
+                        workers=[worker_to_proto(state, model=model) for state in states],
+                        coverage=coverage_to_proto(self._coverage.told),
+                    )
+                )
                 await self._workers.news.after(seen)
 
     async def ReportTasks(

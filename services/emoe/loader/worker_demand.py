@@ -7,9 +7,9 @@ waits, nobody knows yet where it will run. Knows neither slots nor plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from emoe.core.experts import FloatGrid
-from emoe.loader.task_mix import TaskMix
 from emoe.loader.workers import WorkerCounters, WorkerState
 
 MAX_PROMPT_SHARE = 1.0
@@ -23,7 +23,17 @@ ForecastOf = Callable[[Mapping[str, float]], FloatGrid]
 """Tokens of each task -> demand [L, E]."""
 
 
-def demand_of(state: WorkerState, mix: TaskMix, forecast_of: ForecastOf) -> FloatGrid:
+class Mix(Protocol):
+    """Of all workers, or of one: the tasks that run and wait, and those that wait alone."""
+
+    @property
+    def task_tokens(self) -> Mapping[str, float]: ...
+
+    @property
+    def waiting_tokens(self) -> Mapping[str, float]: ...
+
+
+def demand_of(state: WorkerState, mix: Mix, forecast_of: ForecastOf) -> FloatGrid:
     """[L, E]. From tasks alone for a worker that foretells nothing, or where nothing runs.
 
     Else the running requests' tokens are joined by those of the prompts that take the places of the ones that end: so

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from emoe.core.errors import NotReadyError, QueueFullError
 from emoe.core.experts import BoolGrid, FloatGrid
+from emoe.core.schedule.costs import StepCosts
 from emoe.loader.news import News
 
 _RETRY_AFTER_SECONDS = 5.0
@@ -61,6 +62,14 @@ class WorkerState:
     counters: WorkerCounters = dataclasses.field(default_factory=WorkerCounters)
     running: Running | None = None
     """None of a worker that foretells nothing."""
+    step_costs: StepCosts | None = None
+    """As measured by itself, handed on to schedulers."""
+    num_cost_steps: int = 0
+
+    @property
+    def num_sequences(self) -> int:
+        """That it can run at once."""
+        return self.free_sequences + self.num_running + self.num_waiting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,6 +89,8 @@ class Basis:
     mix_version: int
     num_slots: int
     running_version: int
+    following: tuple[tuple[str, float], ...] = ()
+    """The tasks that follow on this worker, in rounded shares, where it has a mix of its own."""
 
 
 @dataclasses.dataclass(eq=False)

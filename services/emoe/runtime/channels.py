@@ -30,6 +30,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
+MAX_PENDING_CALLS = 100_000
+
+
 def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> tuple[tuple[str, Any], ...]:
     """Options of a server whose clients come through `open_channel`."""
     return (
@@ -40,6 +43,10 @@ def server_options(max_receive_bytes: int = MAX_MESSAGE_BYTES) -> tuple[tuple[st
         ("grpc.keepalive_permit_without_calls", 1),
         # Two processes on one port would share its connections without a word.
         ("grpc.so_reuseport", 0),
+        # Calls in a burst wait for the event loop. From 1,000 on gRPC would drop some of them as CANCELLED, at random;
+        # what is too much is for the service to say, with a delay after which to try again.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     )
 
 

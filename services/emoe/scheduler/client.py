@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+import math
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from emoe.core.schedule.costs import FIRST_GUESS, StepCosts
 from emoe.runtime.channels import open_channel
 from emoe.runtime.parts import MAX_PROFILE_BYTES, Gathered
 from emoe.runtime.telemetry import outgoing_metadata
@@ -38,6 +40,11 @@ class ReportedWorker:
     max_tokens_per_sequence: int
     num_tokens: int = 0
     """Of prompts and answers, ever: tells a later report from the same one again."""
+    costs: StepCosts | None = None
+    """None until the worker has measured."""
+    coverage: Mapping[str, float] | None = dataclasses.field(default=None, compare=False)
+    """Task -> the share of its demand that its residents cover. The loader's word, no part of the worker's own report;
+    None where nothing was said of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,31 @@ class TaskLoad:
     num_expected_tokens: int
     num_waiting_tokens: int
     """Of both, those of waiting requests."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkerTasks:
+    """What runs on one worker, and what this scheduler sent it lately: task -> requests, the older the less."""
+
+    worker_id: str
+    running: tuple[TaskLoad, ...]
+    recent: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """`num_prompts`: admitted since this scheduler started."""
+
+    loads: tuple[TaskLoad, ...]
+    workers: tuple[WorkerTasks, ...]
+    num_prompts: int
+
+    def says_the_same(self, other: TaskReport | None) -> bool:
+        """But for what fades with time alone."""
+        return other is not None and self._without_recent() == other._without_recent()
+
+    def _without_recent(self) -> tuple[object, ...]:
+        return self.loads, self.num_prompts, tuple((worker.worker_id, worker.running) for worker in self.workers)
 
 
 class WorkerClient:
@@ -99,7 +131,8 @@ class LoaderClient:
         call = self._stub.WatchWorkers(loader_pb2.WatchWorkersRequest())
         try:
             async for message in call:
-                yield tuple(parse_worker(state) for state in message.workers)
+                coverage = {one.worker_id: dict(one.task_coverage) for one in message.coverage}
+                yield tuple(parse_worker(state, coverage.get(state.worker_id)) for state in message.workers)
         finally:
             call.cancel()
 
@@ -131,7 +164,7 @@ async def _write_all(call: Any, reports: AsyncIterator[loader_pb2.ReportTasksReq
             await call.write(report)
 
 
-def parse_worker(state: loader_pb2.WorkerState) -> ReportedWorker:
+def parse_worker(state: loader_pb2.WorkerState, coverage: Mapping[str, float] | None = None) -> ReportedWorker:
     return ReportedWorker(
         worker_id=state.worker_id,
         address=state.address,
@@ -140,12 +173,36 @@ def parse_worker(state: loader_pb2.WorkerState) -> ReportedWorker:
         num_sequences=state.num_running + state.num_waiting,
         max_tokens_per_sequence=state.max_tokens_per_sequence,
         num_tokens=state.counters.num_prompt_tokens + state.counters.num_completion_tokens,
+        costs=_parse_costs(state.step_costs) if state.HasField("step_costs") else None,
+        coverage=coverage,
     )
 
 
-def report_to_proto(scheduler_id: str, loads: Sequence[TaskLoad], *, num_prompts: int) -> loader_pb2.ReportTasksRequest:
+def report_to_proto(scheduler_id: str, report: TaskReport) -> loader_pb2.ReportTasksRequest:
     return loader_pb2.ReportTasksRequest(
         scheduler_id=scheduler_id,
-        loads=[loader_pb2.TaskLoad(**dataclasses.asdict(load)) for load in loads],
-        num_prompts=num_prompts,
+        loads=_loads_to_proto(report.loads),
+        num_prompts=report.num_prompts,
+        workers=[
+            loader_pb2.WorkerTasks(
+                worker_id=worker.worker_id, running=_loads_to_proto(worker.running), recent=worker.recent
+            )
+            for worker in report.workers
+        ],
     )
+
+
+def _loads_to_proto(loads: tuple[TaskLoad, ...]) -> list[loader_pb2.TaskLoad]:
+    return [loader_pb2.TaskLoad(**dataclasses.asdict(load)) for load in loads]
+
+
+def _parse_costs(message: loader_pb2.StepCosts) -> StepCosts:
+    """Another process measured them: what no step can take is taken as nothing."""
+    seconds = {name: getattr(message, name) for name in _COST_FIELDS}
+    return StepCosts(
+        **{name: max(0.0, value) if math.isfinite(value) else 0.0 for name, value in seconds.items()},
+        step_tokens=message.step_tokens or FIRST_GUESS.step_tokens,
+    )
+
+
+_COST_FIELDS = tuple(field.name for field in dataclasses.fields(StepCosts) if field.name.endswith("_seconds"))

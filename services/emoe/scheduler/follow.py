@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from emoe.runtime.reconnect import keep_connected
-from emoe.scheduler.client import LoaderClient, report_to_proto
+from emoe.scheduler.client import LoaderClient, TaskReport, report_to_proto
 from emoe.scheduler.dispatch import Dispatcher
 from emoe.scheduler.lengths import LengthEstimator
 from emoe.scheduler.profile import learn_lengths
@@ -46,12 +46,12 @@ async def report_tasks(loader: LoaderClient, dispatcher: Dispatcher, scheduler_i
     """On change, at most every REPORT_INTERVAL_SECONDS; each new stream begins with a whole report."""
 
     async def reports() -> AsyncIterator[loader_pb2.ReportTasksRequest]:
-        last = None
+        last: TaskReport | None = None
         while True:
             dispatcher.changed.clear()
-            report = report_to_proto(scheduler_id, dispatcher.loads(), num_prompts=dispatcher.num_prompts)
-            if report != last:
-                yield report
+            report = dispatcher.report()
+            if not report.says_the_same(last):
+                yield report_to_proto(scheduler_id, report)
             last = report
             await asyncio.sleep(REPORT_INTERVAL_SECONDS)
             await dispatcher.changed.wait()

@@ -1,8 +1,8 @@
 """A standing watch on every worker's own health: one that dies, drains or hangs gets no new request from then on.
 
 The loader's list says who may be asked; this says, within two seconds, who can. A worker that says it does not serve,
-or whose connection broke, keeps the calls it has: they end by themselves. Only one that has been silent for long has
-them ended.
+or whose connection broke, keeps the calls it has: they end by themselves. Of one that is silent, those that have not
+begun go elsewhere, once; after long silence all are ended.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import time
 from typing import NoReturn
 
 import grpc
 
 from emoe.runtime.cancellation import this_task_is_cancelled
-from emoe.scheduler.workers import Worker, WorkerPool
+from emoe.scheduler.worker import Worker
+from emoe.scheduler.workers import WorkerPool
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ async def _listen(worker: Worker, pool: WorkerPool) -> None:
 
 async def _ask(worker: Worker, pool: WorkerPool, pace: HealthPace) -> None:
     """A process that is stopped, or whose node is gone, breaks no connection: it only does not answer."""
-    heard_seconds = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    heard_seconds = clock()
     while True:
         await asyncio.sleep(pace.interval_seconds)
         try:
@@ -86,9 +87,9 @@ async def _ask(worker: Worker, pool: WorkerPool, pace: HealthPace) -> None:
         except grpc.aio.AioRpcError as error:
             is_serving = False
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                if time.monotonic() - heard_seconds > pace.silence_seconds:
+                if clock() - heard_seconds > pace.silence_seconds:
                     worker.end_calls()
-                pool.hear(worker, is_serving=False)
+                pool.hears_nothing(worker)
                 continue
-        heard_seconds = time.monotonic()
+        heard_seconds = clock()
         pool.hear(worker, is_serving=is_serving)

@@ -8,13 +8,18 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 
-from emoe.core.admission import ADMISSION_POLICIES
+from emoe.core.schedule.cluster import Cluster
+from emoe.core.schedule.decisions import DecisionLog
+from emoe.core.schedule.desk import Desk
+from emoe.core.schedule.policies import make_policy
 from emoe.core.task_naming import shipped_namer
 from emoe.runtime.channels import MAX_MESSAGE_BYTES, open_channel
 from emoe.runtime.lifecycle import ServiceHost, service_host
 from emoe.runtime.telemetry import Telemetry
 from emoe.scheduler.client import LoaderClient
+from emoe.scheduler.costs import CostMemory
 from emoe.scheduler.dispatch import Dispatcher
+from emoe.scheduler.estimates import kept_estimates
 from emoe.scheduler.follow import follow_profile, follow_workers, probe_workers, report_tasks
 from emoe.scheduler.health import HealthPace, watch_health
 from emoe.scheduler.inference import SERVICE as INFERENCE_SERVICE
@@ -38,9 +43,11 @@ async def open_scheduler(
     settings: SchedulerSettings, *, telemetry: Telemetry | None = None
 ) -> AsyncIterator[ServiceHost]:
     """A scheduler that listens and follows its loader."""
+    lengths, costs, cluster = LengthEstimator(), CostMemory(), Cluster()
     async with (
         open_channel(settings.loader) as channel,
-        contextlib.aclosing(WorkerPool()) as pool,
+        contextlib.aclosing(WorkerPool(cluster, costs)) as pool,
+        kept_estimates(lengths, costs, settings.state_dir) as keeper,
         service_host(
             settings,
             name="scheduler",
@@ -50,21 +57,31 @@ async def open_scheduler(
             telemetry=telemetry,
         ) as host,
     ):
-        dispatcher = Dispatcher(
-            policy=ADMISSION_POLICIES[settings.policy],
-            pool=pool,
+        decisions = DecisionLog(max_decisions=settings.max_decisions)
+        desk = Desk(
+            policy=make_policy(settings.policy, placement=settings.placement),
+            cluster=cluster,
             max_requests=settings.max_queued_requests,
             max_bytes=settings.max_queued_bytes,
+            decisions=decisions,
         )
-        lengths = LengthEstimator()
-        namer = shipped_namer(settings.all_task_examples) if settings.identify_tasks else None
-        servicer = SchedulerServicer(settings, dispatcher=dispatcher, pool=pool, lengths=lengths, namer=namer)
+        dispatcher = Dispatcher(desk=desk, pool=pool)
+        servicer = SchedulerServicer(
+            settings,
+            dispatcher=dispatcher,
+            pool=pool,
+            lengths=lengths,
+            namer=shipped_namer(settings.all_task_examples) if settings.identify_tasks else None,
+            decisions=decisions,
+        )
         host.register(SERVICE, servicer.add_to)
         inference = InferenceServicer(settings, generate=servicer.generate, pool=pool, stopping=host.stopping)
         host.register(INFERENCE_SERVICE, inference.add_to)
         await host.start()
         _follow_loader(host, LoaderClient(channel), dispatcher, pool, lengths)
         _watch_workers(host, settings, pool)
+        if keeper:
+            host.spawn("save estimates", keeper.save_every(settings.save_interval_seconds))
         yield host
 
 

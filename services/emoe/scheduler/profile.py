@@ -26,18 +26,13 @@ async def learn_lengths(loader: LoaderClient, lengths: LengthEstimator) -> None:
     try:
         raw = await loader.get_profile(timeout_seconds=PROFILE_DEADLINE_SECONDS)
         # A large one takes a second to parse: requests go on meanwhile.
-        answer_tokens = await asyncio.to_thread(parse_answer_tokens, raw) if raw else {}
+        profile = await asyncio.to_thread(parse_profile, raw) if raw else None
     except grpc.aio.AioRpcError as error:
         _log.info("the loader gave no profile (%s: %s)", error.code().name, error.details())
         return
     except (InvalidRequestError, ValueError) as error:
         _log.warning("the loader's profile cannot be used, answer lengths are learnt from usage alone: %s", error)
         return
-    if answer_tokens:
-        lengths.begin_from(answer_tokens)
-        _log.info("answer lengths of %d tasks begin from the model's profile", len(answer_tokens))
-
-
-def parse_answer_tokens(raw: bytes) -> dict[str, float]:
-    """Task -> mean tokens of an answer. ValueError when `raw` is no profile."""
-    return {task: measured.answer_tokens.mean for task, measured in parse_profile(raw).tasks.items()}
+    if profile is not None:
+        lengths.begin_from({task: one.answer_tokens for task, one in profile.tasks.items()}, model=profile.digest)
+        _log.info("answer lengths of %d tasks begin from the model's profile", len(profile.tasks))

@@ -1,7 +1,7 @@
 """One worker's answer, passed on message by message as the bytes they are.
 
 Only the first message is touched: the front door's own fields are appended to it. Two serialized messages end to end
-are one merged message, so nothing is parsed on the way.
+are one merged message, so nothing is written anew; each is read only for how many tokens it brings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from emoe.core.generation import Usage
 from emoe.runtime.cancellation import this_task_is_cancelled
 from emoe.runtime.messages import parse_piece
 from emoe.scheduler.client import ByteStream
-from emoe.scheduler.workers import Worker
+from emoe.scheduler.worker import Worker
 from emoe.v1 import generation_pb2
 
 _LOST_CODES = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN})
@@ -38,18 +38,29 @@ class WorkerFullError(Exception):
 
 
 async def relay(
-    worker: Worker, call: ByteStream, write: Callable[[bytes], Awaitable[None]], *, front_fields: bytes
+    worker: Worker,
+    call: ByteStream,
+    write: Callable[[bytes], Awaitable[None]],
+    *,
+    front_fields: bytes,
+    may_move: bool = False,
+    count_tokens: Callable[[int], None] = lambda _num_tokens: None,
 ) -> Usage | None:
     """Until the answer's end: its usage. WorkerLostError, WorkerFullError, or the worker's own AioRpcError about the
-    request.
+    request. `may_move`: while nothing of the answer came it may be given up for another worker's.
 
     Leaving early, by cancellation too, cancels the worker's call."""
     worker.calls.add(call)
+    if may_move:
+        worker.movable_calls.add(call)
     num_messages = 0
-    message = b""
+    piece = generation_pb2.GenerateResponse()
     try:
         async for message in call:
             num_messages += 1
+            worker.movable_calls.discard(call)
+            piece = generation_pb2.GenerateResponse.FromString(message)
+            count_tokens(len(piece.token_ids))
             await write(message if num_messages > 1 else message + front_fields)
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not num_messages:
@@ -64,7 +75,8 @@ async def relay(
     finally:
         call.cancel()
         worker.calls.discard(call)
-    return parse_piece(generation_pb2.GenerateResponse.FromString(message)).usage
+        worker.movable_calls.discard(call)
+    return parse_piece(piece).usage
 
 
 def front_fields(*, request_id: str, task: str, worker_id: str, queue_seconds: float) -> bytes:

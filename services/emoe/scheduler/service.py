@@ -13,19 +13,23 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-from opentelemetry import trace
 
 from emoe.core.errors import InvalidRequestError, NotReadyError
+from emoe.core.schedule.decisions import DecisionLog
+from emoe.core.schedule.request import QueuedRequest
 from emoe.core.task_naming import NamedBy, TaskNamer
 from emoe.runtime.channels import remaining_seconds
 from emoe.runtime.errors import retry_after_seconds, rich_details
 from emoe.runtime.messages import ParsedRequest, parse_request
-from emoe.scheduler.dispatch import Dispatcher, Ticket
+from emoe.scheduler.dispatch import Dispatcher, Place, Seat
 from emoe.scheduler.lengths import LengthEstimator
+from emoe.scheduler.list_decisions import list_decisions
 from emoe.scheduler.naming import name_task
 from emoe.scheduler.relay import WorkerFullError, WorkerLostError, front_fields, relay
 from emoe.scheduler.settings import SchedulerSettings
-from emoe.scheduler.workers import MAX_FULL_SECONDS, Worker, WorkerPool
+from emoe.scheduler.span import describe_request, describe_seat
+from emoe.scheduler.worker import Worker
+from emoe.scheduler.workers import MAX_FULL_SECONDS, WorkerPool
 from emoe.v1 import generation_pb2, scheduler_pb2
 
 SERVICE = "emoe.v1.SchedulerService"
@@ -39,7 +43,7 @@ class _Intake:
     """A request that was let in: parsed, and as the worker will get it."""
 
     request: ParsedRequest
-    ticket: Ticket
+    queued: QueuedRequest
     payload: bytes
     request_id: str
     named_by: NamedBy
@@ -56,6 +60,7 @@ class SchedulerServicer:
         dispatcher: Dispatcher,
         pool: WorkerPool,
         lengths: LengthEstimator,
+        decisions: DecisionLog,
         namer: TaskNamer | None = None,
     ) -> None:
         """`namer` names the task of requests that come without; None leaves them unknown."""
@@ -65,6 +70,7 @@ class SchedulerServicer:
         self._dispatcher = dispatcher
         self._pool = pool
         self._lengths = lengths
+        self._decisions = decisions
 
     def add_to(self, server: grpc.aio.Server) -> None:
         handlers = {
@@ -74,14 +80,22 @@ class SchedulerServicer:
                 request_deserializer=scheduler_pb2.GetSchedulerStatusRequest.FromString,
                 response_serializer=scheduler_pb2.GetSchedulerStatusResponse.SerializeToString,
             ),
+            "ListDecisions": grpc.unary_unary_rpc_method_handler(
+                self.list_decisions,
+                request_deserializer=scheduler_pb2.ListDecisionsRequest.FromString,
+                response_serializer=scheduler_pb2.ListDecisionsResponse.SerializeToString,
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def generate(self, data: bytes, context: Any) -> None:
         intake = self._take_in(data, context)
+        describe_request(intake.queued, policy=self._settings.policy, named_by=intake.named_by)
+        limit = asyncio.timeout_at(intake.ends_seconds)
         try:
-            async with asyncio.timeout_at(intake.ends_seconds) as limit:
-                await self._answer(intake, context)
+            with self._dispatcher.place(intake.queued) as place:
+                async with limit:
+                    await self._answer(intake, place, context)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -97,7 +111,14 @@ class SchedulerServicer:
             num_running=self._dispatcher.num_running,
             tasks=sorted(self._tasks),
             num_workers=self._pool.num_usable,
+            policy=self._settings.policy,
+            num_admitted=self._dispatcher.num_prompts,
+            num_refused=self._dispatcher.num_refused,
+            num_worker_refusals=self._pool.num_refusals,
         )
+
+    async def list_decisions(self, request: scheduler_pb2.ListDecisionsRequest, _context: Any) -> Any:
+        return list_decisions(self._decisions, request, now_seconds=self._dispatcher.clock(), unix_seconds=time.time())
 
     def _take_in(self, data: bytes, context: Any) -> _Intake:
         request, message = self._parse(data)
@@ -115,10 +136,14 @@ class SchedulerServicer:
         slo = settings.fill_slo(request.task, request.slo)
         if slo != request.slo:
             message.slo.CopyFrom(generation_pb2.Slo(**dataclasses.asdict(slo)))
-        ticket = Ticket(
+        queued = QueuedRequest(
+            request_id=message.request_id,
             task=request.task,
-            arrived_seconds=time.monotonic(),
+            tenant=request.tenant,
+            arrived_seconds=self._dispatcher.clock(),
             ttft_seconds=slo.ttft_seconds,
+            tpot_seconds=slo.tpot_seconds,
+            end_to_end_seconds=slo.end_to_end_seconds,
             size_bytes=len(data),
             num_prompt_tokens=self._lengths.prompt_tokens(request),
             num_expected_tokens=self._lengths.answer_tokens(request),
@@ -126,7 +151,7 @@ class SchedulerServicer:
         )
         return _Intake(
             request=request,
-            ticket=ticket,
+            queued=queued,
             payload=message.SerializeToString(),
             request_id=message.request_id,
             named_by=named_by,
@@ -145,22 +170,25 @@ class SchedulerServicer:
             ) from error
         return parse_request(message, known_tasks=self._tasks), message
 
-    async def _answer(self, intake: _Intake, context: Any) -> None:
+    async def _answer(self, intake: _Intake, place: Place, context: Any) -> None:
         """On one worker, on a second one if the first dies without a word, and from the queue again if one is full."""
         num_lost = num_refused = 0
         while True:
-            async with self._dispatcher.place(intake.ticket, again=num_lost + num_refused > 0) as worker:
-                try:
-                    await self._relay(intake, worker, context, num_refused=num_refused)
-                    return
-                except WorkerLostError as lost:
-                    num_lost += 1
-                    self._lose(worker, lost, is_last=num_lost == MAX_ATTEMPTS)
-                except WorkerFullError as full:
-                    num_refused += 1
-                    self._pool.refused(worker, retry_seconds=retry_after_seconds(full.error) or MAX_FULL_SECONDS)
-                    if num_refused > MAX_REFUSALS:
-                        raise full.error from full
+            seat = await place.seated()
+            describe_seat(seat, waited_seconds=self._waited_seconds(intake), num_refusals=num_refused)
+            try:
+                await self._relay(intake, place, seat, context, may_move=num_lost < MAX_ATTEMPTS - 1)
+                return
+            except WorkerLostError as lost:
+                num_lost += 1
+                self._lose(seat.worker, lost, is_last=num_lost == MAX_ATTEMPTS)
+                place.requeue(str(lost))
+            except WorkerFullError as full:
+                num_refused += 1
+                self._pool.refused(seat.worker, retry_seconds=retry_after_seconds(full.error) or MAX_FULL_SECONDS)
+                if num_refused > MAX_REFUSALS:
+                    raise full.error from full
+                place.requeue(str(full))
 
     def _lose(self, worker: Worker, lost: WorkerLostError, *, is_last: bool) -> None:
         """NotReadyError unless another worker may still answer as if nothing had been."""
@@ -170,26 +198,20 @@ class SchedulerServicer:
         if is_last or not self._pool.num_usable:
             raise NotReadyError(f"{lost} before the first token; ask again later") from lost
 
-    async def _relay(self, intake: _Intake, worker: Worker, context: Any, *, num_refused: int) -> None:
-        loop = asyncio.get_running_loop()
-        queue_seconds = time.monotonic() - intake.ticket.arrived_seconds
-        trace.get_current_span().set_attributes(
-            {
-                "emoe.request_id": intake.request_id,
-                "emoe.task": intake.request.task,
-                "emoe.task_named_by": intake.named_by,
-                "emoe.worker_id": worker.worker_id,
-                "emoe.queue_seconds": queue_seconds,
-                "emoe.num_refusals": num_refused,
-            }
-        )
+    async def _relay(self, intake: _Intake, place: Place, seat: Seat, context: Any, *, may_move: bool) -> None:
         fields = front_fields(
             request_id=intake.request_id,
             task=intake.request.task,
-            worker_id=worker.worker_id,
-            queue_seconds=queue_seconds,
+            worker_id=seat.worker.worker_id,
+            queue_seconds=self._waited_seconds(intake),
         )
-        call = worker.client.generate(intake.payload, timeout_seconds=max(0.0, intake.ends_seconds - loop.time()))
-        usage = await relay(worker, call, context.write, front_fields=fields)
+        remaining = max(0.0, intake.ends_seconds - asyncio.get_running_loop().time())
+        call = seat.worker.client.generate(intake.payload, timeout_seconds=remaining)
+        usage = await relay(
+            seat.worker, call, context.write, front_fields=fields, may_move=may_move, count_tokens=place.wrote
+        )
         if usage is not None:
             self._lengths.observe(intake.request, usage)
+
+    def _waited_seconds(self, intake: _Intake) -> float:
+        return self._dispatcher.clock() - intake.queued.arrived_seconds

@@ -11,7 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from emoe.core.admission import ADMISSION_POLICIES
+from emoe.core.schedule.placement import PLACEMENTS
+from emoe.core.schedule.policies import POLICIES
 from emoe.core.slo import Slo
 from emoe.core.tasks import BUILTIN_TASKS, UNKNOWN, check_examples, parse_task_name
 from emoe.runtime.settings import ServiceSettings
@@ -24,6 +25,7 @@ class TaskSlo(BaseModel):
 
     ttft_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     tpot_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    end_to_end_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
 
 class SchedulerSettings(ServiceSettings):
@@ -34,10 +36,16 @@ class SchedulerSettings(ServiceSettings):
     model_name: str = Field(default="emoe", min_length=1)
     """What clients of the Open Inference Protocol call the model."""
     policy: str = "fifo"
-    """Which waiting request runs next: fifo, or edf (the soonest due first token)."""
+    """Which waiting request runs next: fifo, shortest (the least expected work), edf (the soonest due first token),
+    emoe (the paper's rule), or ontime (those that can still be in time)."""
+    placement: str | None = None
+    """On which worker: most-free, least-wait, or residency (the best coverage of its task among those that are still in
+    time). Unless given, the policy's own."""
     max_queued_requests: int = Field(default=256, ge=1)
     max_queued_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """The waiting requests' serialized size, together."""
+    max_decisions: int = Field(default=4096, ge=1)
+    """The latest decisions that are kept in memory, for ListDecisions; several for each request."""
     max_request_bytes: int = Field(default=1024 * 1024, ge=1)
     default_deadline_seconds: float = Field(default=300.0, gt=0)
     """For a call whose client set none."""
@@ -55,6 +63,10 @@ class SchedulerSettings(ServiceSettings):
     task, of 2000 characters each and 32 KiB in all. Its names are tasks, too."""
     tasks_file: Path | None = None
     """A JSON file like task_examples; where both have a task, task_examples counts."""
+    state_dir: Path | None = None
+    """Where learnt lengths and costs outlive a restart; made if missing. Without it a restart begins anew."""
+    save_interval_seconds: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """The most of them that a kill can lose. Does nothing without `state_dir`."""
     probe_interval_seconds: float = Field(default=1.0, gt=0)
     """How often a worker that the loader does not vouch for is asked whether it lives."""
     probe_timeout_seconds: float = Field(default=2.0, gt=0)
@@ -68,8 +80,15 @@ class SchedulerSettings(ServiceSettings):
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, name: str) -> str:
-        if name not in ADMISSION_POLICIES:
-            raise ValueError(f"no admission policy {name!r}; there are {', '.join(sorted(ADMISSION_POLICIES))}")
+        if name not in POLICIES:
+            raise ValueError(f"no admission policy {name!r}; there are {', '.join(sorted(POLICIES))}")
+        return name
+
+    @field_validator("placement")
+    @classmethod
+    def _known_placement(cls, name: str | None) -> str | None:
+        if name is not None and name not in PLACEMENTS:
+            raise ValueError(f"no placement {name!r}; there are {', '.join(sorted(PLACEMENTS))}")
         return name
 
     @field_validator("extra_tasks")
@@ -113,6 +132,7 @@ class SchedulerSettings(ServiceSettings):
             slo,
             ttft_seconds=slo.ttft_seconds or default.ttft_seconds,
             tpot_seconds=slo.tpot_seconds or default.tpot_seconds,
+            end_to_end_seconds=slo.end_to_end_seconds or default.end_to_end_seconds,
         )
 
 

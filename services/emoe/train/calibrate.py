@@ -21,6 +21,7 @@ import torch
 from emoe.core.budget import slot_bytes
 from emoe.core.errors import InvalidRequestError
 from emoe.eval.rows import Row, read_rows
+from emoe.runtime.cpus import usable_cpus
 from emoe.store.calibration import (
     GATE,
     LINEAR,
@@ -45,7 +46,7 @@ from emoe.worker.build import read_eos_token_ids
 from emoe.worker.calibration import Calibration
 from emoe.worker.calibration_file import save_calibration
 from emoe.worker.calibration_hooks import dense_linears
-from emoe.worker.device import pick_device, usable_cpus
+from emoe.worker.device import pick_device
 from emoe.worker.families import family_of
 from emoe.worker.prompts import PromptEncoder, vocab_size_of
 

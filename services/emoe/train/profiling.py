@@ -20,6 +20,7 @@ from emoe.eval.profile import split_frequencies
 from emoe.eval.recording import record_routing
 from emoe.eval.rows import EncodedRow, Row, encode_rows, read_rows
 from emoe.eval.scoring import ScoringModel
+from emoe.runtime.cpus import usable_cpus
 from emoe.store.learned import write_arrays
 from emoe.store.profile import Profile, TaskProfile, read_profile, write_profile
 from emoe.store.store import ExpertStore
@@ -29,7 +30,7 @@ from emoe.train.lengths import measure_lengths
 from emoe.train.progress import Progress
 from emoe.train.sensitivity import measure_rows, summarise_rows
 from emoe.train.work import ROUTING, SENSITIVITY, Results, RowKey, Work
-from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
+from emoe.worker.device import bound_kernel_cache, pick_device
 
 Say = Callable[[str], None]
 Rows = Mapping[str, Sequence[EncodedRow]]

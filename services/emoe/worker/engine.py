@@ -17,6 +17,7 @@ import torch
 
 from emoe.core.experts import CountGrid
 from emoe.core.generation import Sampling
+from emoe.core.schedule.step_cost_fit import StepWork
 from emoe.core.tasks import UNKNOWN
 from emoe.worker.attention import AttentionStep
 from emoe.worker.batch import PrefillChunk, StepBatch
@@ -66,13 +67,15 @@ class Engine:
         """Rises when the coming routing of a running sequence is to be foretold."""
         self.logits_NV: torch.Tensor | None = None
         """The last step's logits, one row an event; for comparisons."""
+        self.last_work: StepWork | None = None
+        """What the last step did; None when it had nothing to do."""
         self._model = model
         self._table = table
         self._routing = routing
         self._kv = kv
         self._device = device
         self._eos_token_ids = eos_token_ids
-        self._step_tokens = max(step_tokens, kv.num_rows)
+        self.step_tokens = max(step_tokens, kv.num_rows)
         self._waiting: collections.deque[Sequence] = collections.deque()
         self._running: list[Sequence] = []
 
@@ -125,8 +128,10 @@ class Engine:
         self._table.refresh()
         self._routing.begin()
         batch, spans = self._build()
+        self.last_work = None
         if not spans:
             return []
+        stalled = self.residency.counters.stall_seconds
         resident = self.residency.table.resident
         logits_NV = self._model(
             input_ids=batch.input_ids,
@@ -135,7 +140,14 @@ class Engine:
             logits_to_keep=batch.logit_positions,
             emoe_step=AttentionStep(batch, self._kv),
         ).logits[0]
-        self._record(spans, resident)
+        missed = self._record(spans, resident)
+        self.last_work = StepWork(
+            num_prompt_tokens=batch.num_tokens - batch.num_decodes,
+            num_decoding=batch.num_decodes,
+            num_context_tokens=sum(batch.decode_past),
+            stall_seconds=self.residency.counters.stall_seconds - stalled,
+            num_missed_tokens=missed,
+        )
         return self._events(spans, logits_NV)
 
     def _build(self) -> tuple[StepBatch, list[tuple[Sequence, int, int]]]:
@@ -149,7 +161,7 @@ class Engine:
         spans = [(sequence, place, place + 1) for place, sequence in enumerate(decoding)]
         used, prefills = len(decoding), []
         for sequence in self._running:
-            size = min(sequence.num_pending, self._step_tokens - used)
+            size = min(sequence.num_pending, self.step_tokens - used)
             if sequence.is_decoding or size <= 0:
                 continue
             prefills.append(PrefillChunk(used, used + size, sequence.row, sequence.num_in_kv))
@@ -175,8 +187,8 @@ class Engine:
     def _tensor(self, values: Seq[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._device, non_blocking=True)
 
-    def _record(self, spans: list[tuple[Sequence, int, int]], resident: np.ndarray[Any, Any]) -> None:
-        """Adds the step's routing to its tasks' counts and its sequences' hits."""
+    def _record(self, spans: list[tuple[Sequence, int, int]], resident: np.ndarray[Any, Any]) -> float:
+        """Adds the step's routing to its tasks' counts and its sequences' hits -> its misses, in whole tokens'."""
         layers, ids_LTK, hits_T = self._routing.collect(resident)
         shape = self.residency.grid.shape
         cells_LTK = layers[:, None, None] * shape[1] + ids_LTK
@@ -194,6 +206,7 @@ class Engine:
             tokens = np.concatenate([np.arange(start, stop) for s, start, stop in spans if names[s.task] == task])
             counts = np.bincount(cells_LTK[:, tokens].reshape(-1), minlength=shape[0] * shape[1]).reshape(shape)
             self.task_counts[task] = self.task_counts.get(task, 0) + counts
+        return cells_LTK.shape[1] - float(hits_T.sum()) / choices
 
     def _keep_own(self, sequence: Sequence, layers: np.ndarray[Any, Any], ids_LTK: np.ndarray[Any, Any]) -> None:
         if sequence.own_counts is None:

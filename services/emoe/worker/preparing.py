@@ -18,10 +18,11 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from emoe.core.errors import BudgetError, CheckpointError, UnsupportedModelError
+from emoe.runtime.cpus import usable_cpus
 from emoe.store.calibration import CalibrationInfo, calibration_beside, read_calibration_info
 from emoe.store.store import ExpertStore
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts, plan_slots
-from emoe.worker.device import bound_kernel_cache, pick_device, usable_cpus
+from emoe.worker.device import bound_kernel_cache, pick_device
 from emoe.worker.prompts import PromptEncoder, vocab_size_of
 from emoe.worker.settings import WorkerSettings
 from emoe.worker.sources import ExpertSource

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from emoe.core.errors import NotReadyError
+from emoe.core.schedule.step_cost_fit import FittedCosts, StepCostFit
 from emoe.worker.build import EngineParts
 from emoe.worker.engine import Engine
 from emoe.worker.sequence import Sequence, TokenEvent
@@ -51,6 +52,7 @@ class EngineRunner:
     ) -> None:
         self._parts = parts
         self._engine: Engine = parts.build_engine()
+        self._fit = StepCostFit(step_tokens=self._engine.step_tokens, loads_misses=parts.options.miss_policy == "load")
         self._loop = loop
         self._on_ready = on_ready
         self._stream_interval_seconds = stream_interval_seconds
@@ -93,6 +95,11 @@ class EngineRunner:
     @property
     def num_requests(self) -> int:
         return len(self._sinks)
+
+    @property
+    def step_costs(self) -> FittedCosts | None:
+        """What its steps take; None before enough of them."""
+        return self._fit.told
 
     async def ask(self, question: Callable[[Engine], T], *, timeout_seconds: float = 30.0) -> T:
         """Runs `question` between two steps. NotReadyError if the engine ended, or does not come round to it in time:
@@ -156,7 +163,7 @@ class EngineRunner:
             if was_idle and self._engine.has_work:
                 self._gather()
             if self._engine.has_work:
-                self._step()
+                self._step(goes_on=not was_idle)
             else:
                 self._idle()
             self._tell_news()
@@ -186,13 +193,17 @@ class EngineRunner:
                 return
             self._carry_out()
 
-    def _step(self) -> None:
+    def _step(self, *, goes_on: bool) -> None:
+        """What is done between two steps that follow on each other is a cost of the second."""
         self._company = max(self._company, len(self._engine.sequences))
         began = time.monotonic()
+        since = self._idle_since_seconds if goes_on else began
         if not self._engine.only_decodes:
             self._flush(began)
         self._held += self._engine.step()
         now = self._idle_since_seconds = time.monotonic()
+        if self._engine.last_work is not None:
+            self._fit.observe(self._engine.last_work, seconds=now - since)
         if not self._may_wait(now, step_seconds=now - began):
             self._flush(now)
 

@@ -63,7 +63,13 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         except NotReadyError:
             if self._last_state is None:
                 raise
-        return state_to_proto(self.identity, self._last_state, num_requests=self._runner.num_requests, ready=self.ready)
+        return state_to_proto(
+            self.identity,
+            self._last_state,
+            num_requests=self._runner.num_requests,
+            ready=self.ready,
+            step_costs=self._runner.step_costs,
+        )
 
     async def _start(self, request: generation_pb2.GenerateRequest) -> Answer:
         if not self.ready:

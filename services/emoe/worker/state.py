@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from emoe.core.experts import BoolGrid
+from emoe.core.schedule.step_cost_fit import FittedCosts
 from emoe.runtime.grids import ModelId, demand_to_proto, model_to_proto, set_to_proto
 from emoe.v1 import loader_pb2 as pb
 from emoe.worker.engine import Engine, EngineCounters
@@ -50,7 +51,14 @@ def read_engine(engine: Engine) -> EngineState:
     )
 
 
-def state_to_proto(identity: WorkerIdentity, state: EngineState, *, num_requests: int, ready: bool) -> pb.WorkerState:
+def state_to_proto(
+    identity: WorkerIdentity,
+    state: EngineState,
+    *,
+    num_requests: int,
+    ready: bool,
+    step_costs: FittedCosts | None = None,
+) -> pb.WorkerState:
     return pb.WorkerState(
         worker_id=identity.worker_id,
         address=identity.address,
@@ -75,6 +83,7 @@ def state_to_proto(identity: WorkerIdentity, state: EngineState, *, num_requests
         applied_epoch=state.applied_epoch,
         miss_policy=identity.miss_policy,
         slot_bytes=identity.slot_bytes,
+        step_costs=None if step_costs is None else _costs_to_proto(step_costs),
     )
 
 
@@ -84,3 +93,7 @@ def running_to_proto(running: RunningDemand, *, told_version: int) -> pb.Running
     if running.version != told_version:
         message.demand.CopyFrom(demand_to_proto(running.demand))
     return message
+
+
+def _costs_to_proto(fitted: FittedCosts) -> pb.StepCosts:
+    return pb.StepCosts(**dataclasses.asdict(fitted.costs), num_steps=fitted.num_steps)

@@ -87,3 +87,17 @@ def test_a_file_of_tasks_that_cannot_be_is_refused_by_its_name(
         file.write_text(text)
     with pytest.raises(CommandError, match=rf"--tasks-file: .*{complaint}"):
         parse_settings("scheduler", SchedulerSettings, ["--loader=l:1", f"--tasks-file={file}"])
+
+
+def test_every_target_that_a_request_does_not_give_is_its_tasks() -> None:
+    targets = {"ttft_seconds": 1.0, "tpot_seconds": 0.1, "end_to_end_seconds": 9.0}
+    settings = SchedulerSettings(loader="l:1", task_slos={"chat": targets})  # type: ignore[dict-item]
+    assert settings.fill_slo("chat", Slo(ttft_seconds=0.5)) == Slo(**{**targets, "ttft_seconds": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [pytest.param("policy", "lifo", id="policy"), pytest.param("placement", "best", id="placement")]
+)
+def test_an_unknown_policy_or_placement_is_refused_with_those_there_are(field: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=rf"no .*{field} '{value}'; there are \w+"):
+        SchedulerSettings(loader="l:1", **{field: value})  # type: ignore[arg-type]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from emoe.worker.device import pick_device, usable_cpus
+from emoe.runtime.cpus import usable_cpus
+from emoe.worker.device import pick_device
 
 ALLOWED = len(os.sched_getaffinity(0))
 

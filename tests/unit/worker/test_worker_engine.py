@@ -142,3 +142,24 @@ def test_routing_counts_that_nobody_takes_are_bounded_by_tasks_and_lose_no_choic
     assert len(engine.task_counts) == MAX_TASKS_COUNTED + 1
     assert engine.task_counts[UNKNOWN].sum() > 0
     assert sum(counts.sum() for counts in engine.task_counts.values()) == engine.counters.num_expert_choices
+
+
+def test_a_step_says_what_it_did(checkpoint: Checkpoint) -> None:
+    with open_parts(checkpoint("mixtral"), miss_policy="load", max_concurrency=4, num_slots=4, step_tokens=8) as parts:
+        engine = parts.build_engine()
+        add(engine, "one", [5, 6, 7], max_tokens=9)
+        engine.step()
+        first = engine.last_work
+        assert first is not None
+        assert (first.num_prompt_tokens, first.num_decoding, first.num_context_tokens) == (3, 0, 0)
+        assert 0 < first.num_missed_tokens <= 3
+        assert first.stall_seconds == parts.residency.counters.stall_seconds > 0
+        add(engine, "two", [5] * 12, max_tokens=9)
+        engine.step()
+        second = engine.last_work
+        assert second is not None
+        assert (second.num_prompt_tokens, second.num_decoding, second.num_context_tokens) == (7, 1, 3)
+        engine.cancel("one")
+        engine.cancel("two")
+        engine.step()
+        assert engine.last_work is None

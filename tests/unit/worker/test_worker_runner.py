@@ -13,6 +13,7 @@ from support.engines import open_parts
 
 from emoe.core.errors import NotReadyError
 from emoe.core.generation import Sampling
+from emoe.core.schedule.step_cost_fit import MIN_STEPS
 from emoe.core.slots import SlotState
 from emoe.worker.build import EngineParts
 from emoe.worker.engine import Engine
@@ -187,3 +188,13 @@ async def test_between_the_first_token_and_the_last_short_steps_are_told_of_toge
     assert len(await made.generate("long", max_tokens=9)) == 9
     assert deliveries == [1, 8]
     await made.engine.stop()
+
+
+async def test_after_enough_steps_it_is_known_what_they_take(runner: Runner) -> None:
+    assert runner.engine.step_costs is None
+    while runner.engine.step_costs is None:
+        await runner.generate("one", max_tokens=20)
+    fitted = runner.engine.step_costs
+    assert fitted.num_steps >= MIN_STEPS
+    assert fitted.costs.step_seconds(num_prompt_tokens=3, num_decoding=1, num_context_tokens=9) > 0
+    assert fitted.costs.missed_token_seconds > 0

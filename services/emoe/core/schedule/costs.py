@@ -35,9 +35,7 @@ class StepCosts:
     def prefill_seconds(self, num_prompt_tokens: int, *, num_decoding: int = 0, num_context_tokens: int = 0) -> float:
         """Of so many prompt tokens in as few steps as they fit, beside sequences that decode."""
         num_steps = math.ceil(num_prompt_tokens / max(1, self.step_tokens - num_decoding))
-        alone = self.step_seconds(
-            num_prompt_tokens=0, num_decoding=num_decoding, num_context_tokens=num_context_tokens
-        )
+        alone = self.step_seconds(num_prompt_tokens=0, num_decoding=num_decoding, num_context_tokens=num_context_tokens)
         return num_steps * alone + self.prompt_token_seconds * num_prompt_tokens
 
 

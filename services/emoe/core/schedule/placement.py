@@ -1,0 +1,89 @@
+"""Where a request that is to start goes (the `Placement` seam): one of the workers that may take it now.
+
+Each looks over all workers in a few vector steps. Which workers may take it is the policy's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from emoe.core.schedule.cluster import BoolArray, Cluster
+from emoe.core.schedule.policy import Admission
+from emoe.core.schedule.request import QueuedRequest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    row: int
+    """Of the cluster, as it is now."""
+    wait_seconds: float
+    """From now to the first token."""
+
+    def admit(self, request: QueuedRequest, cluster: Cluster, now_seconds: float, why: str) -> Admission:
+        coverage = float(cluster.coverage(request.task)[self.row])
+        return Admission(
+            request=request,
+            worker_id=cluster.worker_id(self.row),
+            predicted_ttft_seconds=now_seconds - request.arrived_seconds + self.wait_seconds,
+            coverage=coverage,
+            reason=f"{why}; first token in {self.wait_seconds:.3f} s, coverage {coverage:.2f}",
+        )
+
+
+class Placement(Protocol):
+    name: str
+
+    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
+        """On one of those that `may`; there is one at least."""
+        ...
+
+
+class MostFree:
+    """The worker with the most free sequences."""
+
+    name = "most-free"
+
+    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
+        row = int(np.argmax(np.where(may, cluster.free_sequences, -1.0)))
+        return Place(row=row, wait_seconds=cluster.wait_seconds_on(row, request, now_seconds))
+
+
+class LeastWait:
+    """The worker that would give the first token soonest; between equals, the one with the most free sequences."""
+
+    name = "least-wait"
+
+    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
+        wait = np.where(may, cluster.predict_wait_seconds(request, now_seconds), np.inf)
+        row = int(np.argmin(wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences))
+        return Place(row=row, wait_seconds=float(wait[row]))
+
+
+class Residency:
+    """Of the workers that give the first token in time, the one whose residents meet most of the task's demand; where
+    none does, the one that would give it soonest."""
+
+    name = "residency"
+
+    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
+        wait = np.where(may, cluster.predict_wait_seconds(request, now_seconds), np.inf)
+        worth = wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences
+        in_time = wait <= request.first_token_due_seconds - now_seconds
+        if in_time.any():
+            worth = np.where(in_time, worth - COVERAGE_SECONDS * cluster.coverage(request.task), np.inf)
+        row = int(np.argmin(worth))
+        return Place(row=row, wait_seconds=float(wait[row]))
+
+
+FREE_SEQUENCE_SECONDS = 1e-6
+"""Settles ties."""
+COVERAGE_SECONDS = 1e3
+"""Coverage counts for more than any wait that is still in time."""
+
+PLACEMENTS: Mapping[str, Placement] = {
+    placement.name: placement for placement in (MostFree(), LeastWait(), Residency())
+}

@@ -1,0 +1,59 @@
+"""A request that runs on a worker: how far its answer is, how much is expected to come, and how long it can be delayed.
+
+The expected rest is eMoE's G_i (section 4.4): it starts at the foretold length, falls with each token, and when the
+answer is longer than foretold it is set back to a small share of that.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from emoe.core.schedule.request import QueuedRequest
+
+if TYPE_CHECKING:
+    from emoe.core.schedule.load import WorkerLoad
+
+SOONEST_RATIO = 1.0
+RENEWED_RATIO = 0.05
+"""Of the foretold length: what is expected still of an answer that is already longer (eMoE, section 4.4)."""
+
+
+class Running:
+    __slots__ = ("expected_tokens", "first_token_seconds", "num_tokens", "request", "worker")
+
+    def __init__(self, request: QueuedRequest, worker: WorkerLoad) -> None:
+        self.request = request
+        self.worker = worker
+        self.num_tokens = 0
+        """Of the answer, so far."""
+        self.first_token_seconds: float | None = None
+        self.expected_tokens = max(1, request.num_expected_tokens)
+        """Of the whole answer, corrected as it grows."""
+
+    def progressed(self, num_tokens: int) -> int:
+        """How many tokens came since it was last told."""
+        grown = num_tokens - self.num_tokens
+        self.num_tokens = num_tokens
+        if num_tokens >= self.expected_tokens:
+            more = max(1, round(RENEWED_RATIO * self.request.num_expected_tokens))
+            self.expected_tokens = max(num_tokens, min(num_tokens + more, self.request.max_tokens))
+        return grown
+
+    @property
+    def num_left(self) -> int:
+        return self.expected_tokens - self.num_tokens
+
+    def slack_seconds(self, now_seconds: float, *, step_seconds: float, first_token_seconds: float) -> float:
+        """By its targets for the rest of the answer, if each further token takes a step; negative: too late already.
+
+        `first_token_seconds`: when it came, or is expected."""
+        request = self.request
+        due = math.inf if request.end_to_end_seconds is None else request.arrived_seconds + request.end_to_end_seconds
+        now = max(now_seconds, first_token_seconds)
+        slack = due - now - step_seconds * self.num_left
+        if request.tpot_seconds is not None and self.expected_tokens > 1:
+            soonest = max(self.num_tokens + 1, round(SOONEST_RATIO * max(self.num_tokens, self.expected_tokens)), 2)
+            pace = first_token_seconds + request.tpot_seconds * (soonest - 1)
+            slack = min(slack, pace - now - step_seconds * (soonest - self.num_tokens))
+        return slack
