@@ -48,6 +48,7 @@ class WorkerLoad:
         "table",
         "tpot_counts",
         "worker_id",
+        "young_slack",
     )
 
     def __init__(self, report: WorkerReport, table: WorkerTable, row: int) -> None:
@@ -58,6 +59,7 @@ class WorkerLoad:
         self.num_prefilling = self.num_decoding = self.prompt_tokens = self.context_tokens = 0
         self.clear_seconds = 0.0
         self.slack = SlackHeap()
+        self.young_slack = SlackHeap()
         self.tpot_counts: dict[float, int] = {}
         """Per-token target -> how many that decode have it."""
         self.coverage: Mapping[str, float] = {}
@@ -78,7 +80,9 @@ class WorkerLoad:
         self.clear_seconds = now_seconds + self.wait_seconds(request, now_seconds)
         self.prompt_tokens += request.num_prompt_tokens
         self.num_prefilling += 1
-        self.slack.delay(self.delay_seconds(request))
+        delay = self.delay_seconds(request)
+        self.slack.delay(delay)
+        self.young_slack.delay(delay)
         self.put_slack(running, now_seconds)
         self.write()
 
@@ -103,6 +107,7 @@ class WorkerLoad:
         else:
             self._count_decoding(running, -1)
         self.slack.drop(running.request.request_id)
+        self.young_slack.drop(running.request.request_id)
         self.write()
 
     def _count_decoding(self, running: Running, change: int) -> None:
@@ -129,8 +134,11 @@ class WorkerLoad:
             ahead = min(
                 self.costs.prompt_token_seconds * self.prompt_tokens, max(0.0, self.clear_seconds - now_seconds)
             )
-        slack = running.slack_seconds(now_seconds, step_seconds=self.step_seconds, first_token_seconds=first)
-        self.slack.put(running.request.request_id, slack - ahead)
+        name, step = running.request.request_id, self.step_seconds
+        slack = running.slack_seconds(now_seconds, step_seconds=step, first_token_seconds=first)
+        self.slack.put(name, slack - ahead)
+        young = running.young_slack_seconds(now_seconds, step_seconds=step, first_token_seconds=first)
+        self.young_slack.put(name, young - ahead)
 
     def prefill_seconds(self, num_prompt_tokens: int) -> float:
         """`StepCosts.prefill_seconds` beside what decodes there."""
@@ -162,6 +170,7 @@ class WorkerLoad:
         table.prompts[row] = self.prompt_tokens
         table.clear[row] = self.clear_seconds
         table.slack[row] = self.slack.least_seconds()
+        table.young_slack[row] = self.young_slack.least_seconds()
 
     def write_decoding(self) -> None:
         """What changes with the sequences that decode there, their lengths and their targets."""

@@ -26,6 +26,7 @@ MAX_LOOKS = 4
 """Candidates that one pick tries; the next pick goes on."""
 LEAD_STEPS = 1.0
 """Full steps of prompts that a worker may have before it when it is given the next."""
+URGENT_RATIO = 0.5
 RATE_RATIO = 0.9
 """Of the workers' rate at prompts, what is counted on."""
 
@@ -115,6 +116,8 @@ class OnTimeAdmission:
                 self._late.add(request)
                 continue
             may = in_time & harmless_rows(request, cluster)
+            patience = URGENT_RATIO * (_by_due(request) - request.arrived_seconds)
+            may &= (wait > left - patience) | (cluster.table.young_slack >= cluster.delay_seconds(request))
             if may.any():
                 admission = self._admit(request, cluster, may, now_seconds, "due soonest of those that can be in time")
                 break

@@ -14,7 +14,8 @@ from emoe.core.schedule.request import QueuedRequest
 if TYPE_CHECKING:
     from emoe.core.schedule.load import WorkerLoad
 
-SOONEST_RATIO = 1.0
+SOONEST_RATIO = 0.05
+"""Of the expected length: as short as that an answer may well be."""
 RENEWED_RATIO = 0.05
 """Of the foretold length: what is expected still of an answer that is already longer (eMoE, section 4.4)."""
 
@@ -49,11 +50,26 @@ class Running:
 
         `first_token_seconds`: when it came, or is expected."""
         request = self.request
-        due = math.inf if request.end_to_end_seconds is None else request.arrived_seconds + request.end_to_end_seconds
-        now = max(now_seconds, first_token_seconds)
-        slack = due - now - step_seconds * self.num_left
+        now = now_seconds if now_seconds > first_token_seconds else first_token_seconds
+        slack = math.inf
+        if request.end_to_end_seconds is not None:
+            slack = request.arrived_seconds + request.end_to_end_seconds - now - step_seconds * self.num_left
         if request.tpot_seconds is not None and self.expected_tokens > 1:
-            soonest = max(self.num_tokens + 1, round(SOONEST_RATIO * max(self.num_tokens, self.expected_tokens)), 2)
-            pace = first_token_seconds + request.tpot_seconds * (soonest - 1)
-            slack = min(slack, pace - now - step_seconds * (soonest - self.num_tokens))
+            pace = self._pace_slack_seconds(self.expected_tokens, now, step_seconds, first_token_seconds)
+            slack = min(slack, pace)
         return slack
+
+    def young_slack_seconds(self, now_seconds: float, *, step_seconds: float, first_token_seconds: float) -> float:
+        """The same for its pace, if the answer turns out much shorter than foretold: a short one has no time to make
+        up for a delay at its beginning."""
+        if self.request.tpot_seconds is None or self.expected_tokens <= 1:
+            return math.inf
+        now = now_seconds if now_seconds > first_token_seconds else first_token_seconds
+        soonest = max(self.num_tokens + 1, math.ceil(SOONEST_RATIO * self.expected_tokens), 2)
+        return self._pace_slack_seconds(soonest, now, step_seconds, first_token_seconds)
+
+    def _pace_slack_seconds(self, num_tokens: int, now: float, step_seconds: float, first_token_seconds: float) -> float:
+        """If the answer has so many tokens."""
+        pace = self.request.tpot_seconds or math.inf
+        due = first_token_seconds + pace * (num_tokens - 1)
+        return due - now - step_seconds * (num_tokens - self.num_tokens)

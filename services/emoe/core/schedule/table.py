@@ -23,6 +23,7 @@ COLUMNS = (
     "step",
     "room",
     "slack",
+    "young_slack",
     "decoding",
     "tpot",
     "prompt_seconds",
@@ -48,6 +49,8 @@ class WorkerTable:
     """Tokens of prompts that such a step can take."""
     slack: FloatArray
     """Seconds by which what runs there can be delayed."""
+    young_slack: FloatArray
+    """The same if their answers turn out much shorter than foretold."""
     decoding: FloatArray
     """Sequences."""
     tpot: FloatArray
