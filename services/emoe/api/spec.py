@@ -196,7 +196,7 @@ class Scheduling(ApiModel):
     strictest first, where it makes no running request late. ontime: as many as possible within their targets."""
     placement: Literal["most-free", "least-wait", "residency"] | None = None
     """Among workers that may take a request. most-free: the one with the most free sequences. least-wait: the soonest
-    first token. residency: the best coverage of its task's experts among those in time. The policy's own if left out."""
+    first token. residency: the best coverage of its task's experts among those in time. Left out: the policy's own."""
     max_queued_requests: int = Field(default=256, ge=1, le=65_536)
     """More are refused with RESOURCE_EXHAUSTED and a delay to retry after; of each scheduler."""
     identify_tasks: bool = True

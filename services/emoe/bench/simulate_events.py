@@ -178,6 +178,7 @@ class Simulation:
             ttft_seconds=slo.ttft_seconds,
             tpot_seconds=slo.tpot_seconds,
             end_to_end_seconds=slo.end_to_end_seconds,
+            expected_rest=lengths.expected_remaining if lengths.weight else None,
         )
 
     def _admit(self, now: float, began: float) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.table import Table
 
-
 if TYPE_CHECKING:
     from emoe.bench.schedule_costs import MeasuredCosts
     from emoe.bench.schedule_rows import ScheduleRow

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import time
 import uuid
 from typing import Any
@@ -148,6 +149,7 @@ class SchedulerServicer:
             num_prompt_tokens=self._lengths.prompt_tokens(request),
             num_expected_tokens=self._lengths.answer_tokens(request),
             max_tokens=request.sampling.max_tokens,
+            expected_rest=functools.partial(self._lengths.expected_remaining, request),
         )
         return _Intake(
             request=request,

@@ -206,7 +206,7 @@ class Engine:
             tokens = np.concatenate([np.arange(start, stop) for s, start, stop in spans if names[s.task] == task])
             counts = np.bincount(cells_LTK[:, tokens].reshape(-1), minlength=shape[0] * shape[1]).reshape(shape)
             self.task_counts[task] = self.task_counts.get(task, 0) + counts
-        return cells_LTK.shape[1] - float(hits_T.sum()) / choices
+        return float(cells_LTK.shape[1] - hits_T.sum() / choices)
 
     def _keep_own(self, sequence: Sequence, layers: np.ndarray[Any, Any], ids_LTK: np.ndarray[Any, Any]) -> None:
         if sequence.own_counts is None:

@@ -195,6 +195,7 @@ class WorkerLoad:
         table.limit[row] = self.max_tokens
         table.prompt_seconds[row] = costs.prompt_token_seconds
         table.sequence_seconds[row] = costs.sequence_seconds
+        table.context_token_seconds[row] = costs.context_token_seconds
         table.missed_seconds[row] = costs.missed_token_seconds
         self.write_decoding()
         self.write()

@@ -24,9 +24,10 @@ LATE_EVERY = 8
 """At most so many-th admission is one of a late request out of its turn."""
 MAX_LOOKS = 4
 """Candidates that one pick tries; the next pick goes on."""
-LEAD_STEPS = 1.0
+LEAD_STEPS = 0.5
 """Full steps of prompts that a worker may have before it when it is given the next."""
-URGENT_RATIO = 0.5
+URGENT_RATIO = 0.6
+PACE_RATIO = 0.8
 RATE_RATIO = 0.9
 """Of the workers' rate at prompts, what is counted on."""
 
@@ -45,7 +46,7 @@ class OnTimeAdmission:
     def __len__(self) -> int:
         return len(self._hopeful) + len(self._deferred) + len(self._late)
 
-    def add(self, request: QueuedRequest, now_seconds: float) -> None:
+    def add(self, request: QueuedRequest, now_seconds: float) -> None:  # noqa: ARG002 - its own times are enough
         self.discard(request.request_id)
         self._hopeful.add(request)
         self._buckets.add(request.request_id, _by_due(request), request.num_prompt_tokens)
@@ -162,7 +163,9 @@ def harmless_rows(request: QueuedRequest, cluster: Cluster) -> BoolArray:
     table = cluster.table
     harmless: BoolArray = table.slack >= cluster.delay_seconds(request)
     tpot = np.minimum(table.tpot, request.tpot_seconds or np.inf)
-    harmless &= (table.step + table.sequence_seconds <= tpot) | (table.decoding == 0.0)
+    step = table.context_token_seconds * float(request.num_prompt_tokens)
+    step += table.step + table.sequence_seconds
+    harmless &= (step <= PACE_RATIO * tpot) | (table.decoding == 0.0)
     return harmless
 
 

@@ -24,7 +24,7 @@ class OrderedAdmission:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, request: QueuedRequest, now_seconds: float) -> None:
+    def add(self, request: QueuedRequest, now_seconds: float) -> None:  # noqa: ARG002 - its own times are enough
         self._waiting.add(request)
 
     def discard(self, request_id: str) -> None:

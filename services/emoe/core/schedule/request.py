@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +24,8 @@ class QueuedRequest:
     tpot_seconds: float | None = None
     end_to_end_seconds: float | None = None
     size_bytes: int = 0
+    expected_rest: Callable[[int], float] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """Tokens still to come of an answer that has so many and goes on; None where nothing is known but the mean."""
 
     @property
     def num_kv_tokens(self) -> int:

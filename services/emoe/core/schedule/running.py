@@ -1,7 +1,8 @@
 """A request that runs on a worker: how far its answer is, how much is expected to come, and how long it can be delayed.
 
-The expected rest is eMoE's G_i (section 4.4): it starts at the foretold length, falls with each token, and when the
-answer is longer than foretold it is set back to a small share of that.
+The expected rest is eMoE's G_i (section 4.4): it starts at the foretold length and falls with each token. When the
+answer is longer than foretold, its task's longer answers say how it goes on; where none are known, a small share of
+the foretold length, as in the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from emoe.core.schedule.request import QueuedRequest
 if TYPE_CHECKING:
     from emoe.core.schedule.load import WorkerLoad
 
-SOONEST_RATIO = 0.05
+SOONEST_RATIO = 0.02
 """Of the expected length: as short as that an answer may well be."""
 RENEWED_RATIO = 0.05
 """Of the foretold length: what is expected still of an answer that is already longer (eMoE, section 4.4)."""
@@ -37,9 +38,15 @@ class Running:
         grown = num_tokens - self.num_tokens
         self.num_tokens = num_tokens
         if num_tokens >= self.expected_tokens:
-            more = max(1, round(RENEWED_RATIO * self.request.num_expected_tokens))
+            more = max(1, round(self._rest(num_tokens)))
             self.expected_tokens = max(num_tokens, min(num_tokens + more, self.request.max_tokens))
         return grown
+
+    def _rest(self, num_tokens: int) -> float:
+        request = self.request
+        if request.expected_rest is not None:
+            return request.expected_rest(num_tokens)
+        return RENEWED_RATIO * request.num_expected_tokens
 
     @property
     def num_left(self) -> int:
@@ -68,7 +75,9 @@ class Running:
         soonest = max(self.num_tokens + 1, math.ceil(SOONEST_RATIO * self.expected_tokens), 2)
         return self._pace_slack_seconds(soonest, now, step_seconds, first_token_seconds)
 
-    def _pace_slack_seconds(self, num_tokens: int, now: float, step_seconds: float, first_token_seconds: float) -> float:
+    def _pace_slack_seconds(
+        self, num_tokens: int, now: float, step_seconds: float, first_token_seconds: float
+    ) -> float:
         """If the answer has so many tokens."""
         pace = self.request.tpot_seconds or math.inf
         due = first_token_seconds + pace * (num_tokens - 1)

@@ -28,6 +28,7 @@ COLUMNS = (
     "tpot",
     "prompt_seconds",
     "sequence_seconds",
+    "context_token_seconds",
     "missed_seconds",
 )
 
@@ -58,6 +59,7 @@ class WorkerTable:
     prompt_seconds: FloatArray
     """Costs, as `StepCosts` has them."""
     sequence_seconds: FloatArray
+    context_token_seconds: FloatArray
     missed_seconds: FloatArray
 
     def __init__(self) -> None:

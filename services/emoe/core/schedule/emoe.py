@@ -1,0 +1,108 @@
+"""`emoe`: the paper's admission (eMoE, section 4.4), with what its printed algorithm leaves open decided.
+
+The strictest request first, where its prompt makes nobody late who is in time now: t_i = dE + (W + n_i G_i) c + r_i of
+each running request is kept as slack, so the rule is one comparison a worker. The candidate's own target counts like
+theirs. One that is late already gets what is left, and none is kept waiting beyond a bound. The token total is that of
+the sequences' room, not of their number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from emoe.core.schedule.cluster import BoolArray, Cluster
+from emoe.core.schedule.placement import Placement
+from emoe.core.schedule.policy import Admission
+from emoe.core.schedule.request import QueuedRequest
+from emoe.core.schedule.waiting import Waiting, by_arrival
+
+PATIENCE_SECONDS = 60.0
+"""After so long a request runs wherever it does the least harm. What has no target is due then, too."""
+MAX_LOOKS = 4
+"""Candidates that one pick tries; the paper tries all."""
+
+
+class EmoeAdmission:
+    name = "emoe"
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        self._hopeful = Waiting(_due)
+        self._late = Waiting(by_arrival)
+
+    def __len__(self) -> int:
+        return len(self._hopeful) + len(self._late)
+
+    def add(self, request: QueuedRequest, now_seconds: float) -> None:  # noqa: ARG002 - its own times are enough
+        self.discard(request.request_id)
+        self._hopeful.add(request)
+
+    def discard(self, request_id: str) -> None:
+        self._hopeful.discard(request_id)
+        self._late.discard(request_id)
+
+    def pick(self, cluster: Cluster, now_seconds: float) -> Admission | None:
+        if not len(self) or cluster.num_free_sequences <= 0:
+            return None
+        return (
+            self._pick_starving(cluster, now_seconds)
+            or self._pick_in_time(cluster, now_seconds)
+            or self._pick_late(cluster, now_seconds)
+        )
+
+    def _pick_starving(self, cluster: Cluster, now_seconds: float) -> Admission | None:
+        request = self._late.first(cluster.limits, cluster.most_tokens())
+        if request is None or now_seconds - request.arrived_seconds < PATIENCE_SECONDS:
+            return None
+        fits = cluster.fits(request)
+        spare = np.where(fits, cluster.least_slack_seconds - cluster.delay_seconds(request), -math.inf)
+        return self._admit(request, cluster, fits & (spare == spare.max()), now_seconds, "waited longest")
+
+    def _pick_in_time(self, cluster: Cluster, now_seconds: float) -> Admission | None:
+        held: list[QueuedRequest] = []
+        admission = None
+        for _ in range(MAX_LOOKS):
+            request = self._hopeful.first(cluster.limits, cluster.most_tokens())
+            if request is None:
+                break
+            in_time = cluster.fits(request) & (
+                cluster.predict_wait_seconds(request, now_seconds) <= _due(request) - now_seconds
+            )
+            may = in_time & _harmless(request, cluster)
+            if may.any():
+                admission = self._admit(request, cluster, may, now_seconds, "strictest that makes nobody late")
+                break
+            self._hopeful.discard(request.request_id)
+            if in_time.any():
+                held.append(request)
+            else:
+                self._late.add(request)
+        for request in held:
+            self._hopeful.add(request)
+        return admission
+
+    def _pick_late(self, cluster: Cluster, now_seconds: float) -> Admission | None:
+        request = self._late.first(cluster.limits, cluster.most_tokens())
+        if request is None:
+            return None
+        may = cluster.fits(request) & _harmless(request, cluster)
+        if not may.any():
+            return None
+        return self._admit(request, cluster, may, now_seconds, "late, and makes nobody else late")
+
+    def _admit(
+        self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float, why: str
+    ) -> Admission:
+        self.discard(request.request_id)
+        return self._placement.place(request, cluster, may, now_seconds).admit(request, cluster, now_seconds, why)
+
+
+def _harmless(request: QueuedRequest, cluster: Cluster) -> BoolArray:
+    harmless: BoolArray = cluster.least_slack_seconds >= cluster.delay_seconds(request)
+    return harmless
+
+
+def _due(request: QueuedRequest) -> float:
+    return min(request.first_token_due_seconds, request.arrived_seconds + PATIENCE_SECONDS)
