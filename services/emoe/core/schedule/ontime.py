@@ -27,7 +27,7 @@ MAX_LOOKS = 4
 LEAD_STEPS = 0.5
 """Full steps of prompts that a worker may have before it when it is given the next."""
 URGENT_RATIO = 0.6
-PACE_RATIO = 0.8
+PACE_RATIO = 0.65
 RATE_RATIO = 0.9
 """Of the workers' rate at prompts, what is counted on."""
 

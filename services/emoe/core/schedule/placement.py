@@ -64,25 +64,29 @@ class LeastWait:
 
 
 class Residency:
-    """Of the workers that give the first token in time, the one whose residents meet most of the task's demand; where
-    none does, the one that would give it soonest."""
+    """Of the workers that give the first token in time, the one whose residents meet most of the task's demand, for its
+    wait: a hundredth of the demand is worth a hundredth of the time that is left. Where none does, the soonest one.
+
+    A request without targets is given DEFAULT_LEFT_SECONDS, so that it neither queues at one worker while others idle
+    nor goes to whoever is a millisecond sooner."""
 
     name = "residency"
 
     def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
         wait = np.where(may, cluster.predict_wait_seconds(request, now_seconds), np.inf)
         worth = wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences
-        in_time = wait <= request.first_token_due_seconds - now_seconds
+        left = request.first_token_due_seconds - now_seconds
+        in_time = wait <= left
         if in_time.any():
-            worth = np.where(in_time, worth - COVERAGE_SECONDS * cluster.coverage(request.task), np.inf)
+            coverage_seconds = min(left, DEFAULT_LEFT_SECONDS)
+            worth = np.where(in_time, worth - coverage_seconds * cluster.coverage(request.task), np.inf)
         row = int(np.argmin(worth))
         return Place(row=row, wait_seconds=float(wait[row]))
 
 
 FREE_SEQUENCE_SECONDS = 1e-6
 """Settles ties."""
-COVERAGE_SECONDS = 1e3
-"""Coverage counts for more than any wait that is still in time."""
+DEFAULT_LEFT_SECONDS = 2.0
 
 PLACEMENTS: Mapping[str, Placement] = {
     placement.name: placement for placement in (MostFree(), LeastWait(), Residency())
