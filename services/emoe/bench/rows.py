@@ -118,7 +118,24 @@ class PlanningRow:
     processor_p99_seconds: float
 
 
-Row = EngineRow | MemoryRow | ReadRow | ServiceRow | PlanningRow
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecisionRow:
+    """One request let in and placed, with all changes of queue and plans that go with it. `num_running` on each worker;
+    processor times leave out what others took of the core meanwhile."""
+
+    policy: str
+    num_queued: int
+    num_workers: int
+    num_running: int
+    decision_mean_seconds: float
+    decision_p50_seconds: float
+    decision_p99_seconds: float
+    processor_mean_seconds: float
+    processor_p99_seconds: float
+    bytes_per_queued: float
+
+
+Row = EngineRow | MemoryRow | ReadRow | ServiceRow | PlanningRow | DecisionRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -167,6 +167,38 @@ def planning(
         give(asyncio.run(bench_planning(settings, say=say)), json_file)
 
 
+@bench_app.command()
+def decisions(
+    policy: Annotated[
+        list[str] | None, typer.Option(help="May be given again.", show_default="every one that there is")
+    ] = None,
+    queued: Annotated[str, typer.Option(help="Requests that wait, separated by commas.")] = "10000",
+    workers: Annotated[str, typer.Option(help="Workers, separated by commas.")] = "100",
+    running: Annotated[int, typer.Option(min=1, help="Requests that run on each worker.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Decisions that are clocked.")] = 20_000,
+    json_file: JsonFileOption = None,
+) -> None:
+    """Time of one admit-and-place of the scheduler, on one core: with long queues and many workers.
+
+    Each has all that goes with it: a request that ends, one that arrives, first tokens, progress, workers' reports.
+    """
+    from emoe.cli.bench_report import give, say
+
+    with reported_errors():
+        from emoe.bench.decisions import DecisionSettings, Load, bench_decisions
+        from emoe.cli.schedule_report import check_names
+        from emoe.core.schedule.policies import POLICIES
+
+        names = tuple(policy or POLICIES)
+        check_names(names, POLICIES, "--policy")
+        loads = tuple(
+            Load(num_queued=num_queued, num_workers=num_workers, num_running=running)
+            for num_queued in parse_counts("--queued", queued)
+            for num_workers in parse_counts("--workers", workers)
+        )
+        give(bench_decisions(DecisionSettings(policies=names, loads=loads, decisions=repeats), say=say), json_file)
+
+
 def parse_shapes(texts: list[str]) -> tuple[ModelShape, ...]:
     """`48x128/8`; typer.BadParameter for anything else."""
     from emoe.bench.planning import ModelShape
