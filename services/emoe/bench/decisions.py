@@ -136,7 +136,7 @@ class Flow:
         return self._desk.num_waiting
 
     def fill(self, num_queued: int | None = None) -> None:
-        """Rows first, then the queue to its length."""
+        """Rows first, then the queue to its length; the next turns' requests are drawn, too."""
         full = self._load.num_workers * self._load.num_running
         wanted = self._load.num_queued if num_queued is None else num_queued
         while len(self._running) < full or self._desk.num_waiting < wanted:

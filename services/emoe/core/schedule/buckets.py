@@ -82,16 +82,19 @@ class DueBuckets:
         """The largest request of the first time by which more is due than can be done, if there is one.
 
         `busy_tokens`: of what has started and is not done."""
-        order = np.roll(self._tokens, -(self._first % NUM_BUCKETS))
+        tokens = self._in_order(self._tokens)
         possible = self._edges + (self._first * WIDTH_SECONDS - now_seconds)
-        over = np.cumsum(order) > possible * tokens_per_second - busy_tokens
-        over &= order > 0.0
-        if not over.any():
-            return None
+        over = np.cumsum(tokens) > possible * tokens_per_second - busy_tokens
+        over &= tokens > 0.0
         last = int(np.argmax(over))
-        largest = np.roll(self._largest, -(self._first % NUM_BUCKETS))[: last + 1]
-        index = (int(np.argmax(largest)) + self._first) % NUM_BUCKETS
+        if not over[last]:
+            return None
+        index = (int(np.argmax(self._in_order(self._largest)[: last + 1])) + self._first) % NUM_BUCKETS
         return self._heaps[index][0][1]
+
+    def _in_order(self, ring: FloatArray) -> FloatArray:
+        begin = self._first % NUM_BUCKETS
+        return np.concatenate((ring[begin:], ring[:begin]))
 
     def _put(self, bucket: int, request_id: str, num_tokens: int) -> None:
         index = bucket % NUM_BUCKETS

@@ -197,6 +197,10 @@ class Cluster:
         """The same on one worker."""
         return self._workers[row].wait_seconds(request, now_seconds)
 
+    def delay_seconds_on(self, row: int, request: QueuedRequest) -> float:
+        """`delay_seconds` of one worker."""
+        return self._workers[row].delay_seconds(request)
+
     def predict_ttft_seconds(self, request: QueuedRequest, now_seconds: float) -> FloatArray:
         """From its arrival to its first token."""
         return self.predict_wait_seconds(request, now_seconds) + (now_seconds - request.arrived_seconds)

@@ -66,6 +66,8 @@ class FairAdmission:
     def pick(self, cluster: Cluster, now_seconds: float) -> Admission | None:
         if not self._tenants or cluster.num_free_sequences <= 0:
             return None
+        if len(self._queues) == 1:
+            return self._pick_from_only(cluster, now_seconds)
         tried: list[str] = []
         admission = None
         while admission is None and len(tried) < MAX_LOOKS and (tenant := self._next_tenant()) is not None:
@@ -75,6 +77,14 @@ class FairAdmission:
         for tenant in set(tried):
             heapq.heappush(self._turns, (self._served[tenant], tenant))
         if admission is not None:
+            self._charge(admission.request)
+        return admission
+
+    def _pick_from_only(self, cluster: Cluster, now_seconds: float) -> Admission | None:
+        (queue,) = self._queues.values()
+        admission = queue.pick(cluster, now_seconds)
+        if admission is not None:
+            self._turns.clear()
             self._charge(admission.request)
         return admission
 

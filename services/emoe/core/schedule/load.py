@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from emoe.core.schedule.costs import StepCosts
 from emoe.core.schedule.request import QueuedRequest
 from emoe.core.schedule.running import Running
-from emoe.core.schedule.slack import SlackHeap
+from emoe.core.schedule.slack import SlackBook
 from emoe.core.schedule.table import WorkerTable
 
 
@@ -25,6 +25,11 @@ class WorkerReport:
     max_tokens_per_sequence: int
     costs: StepCosts
     coverage: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+LEAD_STEPS = 0.5
+"""Full steps of prompts that are still to be done where another one is let in: its worker never idles between them, and
+the order is kept in the queue, not there."""
 
 
 class WorkerLoad:
@@ -58,8 +63,8 @@ class WorkerLoad:
         """Its place in the table; negative once it has left."""
         self.num_prefilling = self.num_decoding = self.prompt_tokens = self.context_tokens = 0
         self.clear_seconds = 0.0
-        self.slack = SlackHeap()
-        self.young_slack = SlackHeap()
+        self.slack = SlackBook()
+        self.young_slack = SlackBook()
         self.tpot_counts: dict[float, int] = {}
         """Per-token target -> how many that decode have it."""
         self.coverage: Mapping[str, float] = {}
@@ -96,7 +101,7 @@ class WorkerLoad:
 
     def progressed(self, running: Running, num_tokens: int, now_seconds: float) -> None:
         self.context_tokens += running.progressed(num_tokens)
-        self.write_decoding()
+        self.look_at_decoding()
         self.put_slack(running, now_seconds)
         self.write()
 
@@ -118,7 +123,7 @@ class WorkerLoad:
             count = self.tpot_counts.pop(request.tpot_seconds, 0) + change
             if count:
                 self.tpot_counts[request.tpot_seconds] = count
-        self.write_decoding()
+        self.look_at_decoding()
 
     def _prompt_done(self, request: QueuedRequest, now_seconds: float) -> None:
         self.num_prefilling -= 1
@@ -130,14 +135,12 @@ class WorkerLoad:
         first, ahead = running.first_token_seconds, 0.0
         if first is None:
             first = self.clear_seconds
-        else:
-            ahead = min(
-                self.costs.prompt_token_seconds * self.prompt_tokens, max(0.0, self.clear_seconds - now_seconds)
-            )
-        name, step = running.request.request_id, self.step_seconds
-        slack = running.slack_seconds(now_seconds, step_seconds=step, first_token_seconds=first)
+        elif self.prompt_tokens:
+            ahead = max(0.0, self.clear_seconds - now_seconds)
+            ahead = min(self.costs.prompt_token_seconds * self.prompt_tokens, ahead)
+        name = running.request.request_id
+        slack, young = running.slack_seconds(now_seconds, self.step_seconds, first)
         self.slack.put(name, slack - ahead)
-        young = running.young_slack_seconds(now_seconds, step_seconds=step, first_token_seconds=first)
         self.young_slack.put(name, young - ahead)
 
     def prefill_seconds(self, num_prompt_tokens: int) -> float:
@@ -160,20 +163,8 @@ class WorkerLoad:
         """What its prompt adds to the steps of those that run there."""
         return self.costs.prompt_token_seconds * request.num_prompt_tokens + self.missed_seconds(request)
 
-    def write(self) -> None:
-        """What changes with the requests there."""
-        row = self.row
-        if row < 0:
-            return
-        table = self.table
-        table.free[row] = self.free_sequences
-        table.prompts[row] = self.prompt_tokens
-        table.clear[row] = self.clear_seconds
-        table.slack[row] = self.slack.least_seconds()
-        table.young_slack[row] = self.young_slack.least_seconds()
-
-    def write_decoding(self) -> None:
-        """What changes with the sequences that decode there, their lengths and their targets."""
+    def look_at_decoding(self) -> None:
+        """After a change of the sequences that decode there, their lengths or their targets."""
         costs = self.costs
         self.step_seconds = (
             costs.base_seconds
@@ -181,21 +172,33 @@ class WorkerLoad:
             + costs.context_token_seconds * self.context_tokens
         )
         self.room_tokens = max(1, costs.step_tokens - self.num_decoding)
+
+    def write(self) -> None:
+        """What changes with the requests there."""
         row = self.row
         if row < 0:
             return
-        table = self.table
-        table.step[row] = self.step_seconds
+        table, costs, step = self.table, self.costs, self.step_seconds
+        table.free[row] = self.free_sequences
+        table.prompts[row] = self.prompt_tokens
+        table.clear[row] = self.clear_seconds
+        table.slack[row] = self.slack.least_seconds()
+        table.young_slack[row] = self.young_slack.least_seconds()
+        table.step[row] = step
         table.room[row] = self.room_tokens
-        table.decoding[row] = self.num_decoding
-        table.tpot[row] = min(self.tpot_counts, default=math.inf)
+        table.tpot[row] = min(self.tpot_counts) if self.tpot_counts else math.inf
+        if self.free_sequences > 0:
+            lead = LEAD_STEPS * (step + costs.prompt_token_seconds * self.room_tokens)
+            table.ready[row] = self.clear_seconds - lead
+        else:
+            table.ready[row] = math.inf
+        table.next_step[row] = step + costs.sequence_seconds if self.num_decoding else -math.inf
 
     def write_all(self) -> None:
         table, row, costs = self.table, self.row, self.costs
         table.limit[row] = self.max_tokens
         table.prompt_seconds[row] = costs.prompt_token_seconds
-        table.sequence_seconds[row] = costs.sequence_seconds
-        table.context_token_seconds[row] = costs.context_token_seconds
+        table.context_seconds[row] = costs.context_token_seconds
         table.missed_seconds[row] = costs.missed_token_seconds
-        self.write_decoding()
+        self.look_at_decoding()
         self.write()

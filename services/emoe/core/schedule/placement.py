@@ -14,6 +14,7 @@ import numpy as np
 from emoe.core.schedule.cluster import BoolArray, Cluster
 from emoe.core.schedule.policy import Admission
 from emoe.core.schedule.request import QueuedRequest
+from emoe.core.schedule.table import FloatArray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,8 +38,16 @@ class Place:
 class Placement(Protocol):
     name: str
 
-    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
-        """On one of those that `may`; there is one at least."""
+    def place(
+        self,
+        request: QueuedRequest,
+        cluster: Cluster,
+        may: BoolArray,
+        now_seconds: float,
+        *,
+        wait_seconds: FloatArray | None = None,
+    ) -> Place:
+        """On one of those that `may`; there is one at least. `wait_seconds`: the cluster's forecast of it, if known."""
         ...
 
 
@@ -47,8 +56,18 @@ class MostFree:
 
     name = "most-free"
 
-    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
+    def place(
+        self,
+        request: QueuedRequest,
+        cluster: Cluster,
+        may: BoolArray,
+        now_seconds: float,
+        *,
+        wait_seconds: FloatArray | None = None,
+    ) -> Place:
         row = int(np.argmax(np.where(may, cluster.free_sequences, -1.0)))
+        if wait_seconds is not None:
+            return Place(row=row, wait_seconds=float(wait_seconds[row]))
         return Place(row=row, wait_seconds=cluster.wait_seconds_on(row, request, now_seconds))
 
 
@@ -57,8 +76,18 @@ class LeastWait:
 
     name = "least-wait"
 
-    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
-        wait = np.where(may, cluster.predict_wait_seconds(request, now_seconds), np.inf)
+    def place(
+        self,
+        request: QueuedRequest,
+        cluster: Cluster,
+        may: BoolArray,
+        now_seconds: float,
+        *,
+        wait_seconds: FloatArray | None = None,
+    ) -> Place:
+        if wait_seconds is None:
+            wait_seconds = cluster.predict_wait_seconds(request, now_seconds)
+        wait = np.where(may, wait_seconds, np.inf)
         row = int(np.argmin(wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences))
         return Place(row=row, wait_seconds=float(wait[row]))
 
@@ -72,8 +101,18 @@ class Residency:
 
     name = "residency"
 
-    def place(self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float) -> Place:
-        wait = np.where(may, cluster.predict_wait_seconds(request, now_seconds), np.inf)
+    def place(
+        self,
+        request: QueuedRequest,
+        cluster: Cluster,
+        may: BoolArray,
+        now_seconds: float,
+        *,
+        wait_seconds: FloatArray | None = None,
+    ) -> Place:
+        if wait_seconds is None:
+            wait_seconds = cluster.predict_wait_seconds(request, now_seconds)
+        wait = np.where(may, wait_seconds, np.inf)
         worth = wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences
         left = request.first_token_due_seconds - now_seconds
         in_time = wait <= left

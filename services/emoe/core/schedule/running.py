@@ -52,33 +52,20 @@ class Running:
     def num_left(self) -> int:
         return self.expected_tokens - self.num_tokens
 
-    def slack_seconds(self, now_seconds: float, *, step_seconds: float, first_token_seconds: float) -> float:
-        """By its targets for the rest of the answer, if each further token takes a step; negative: too late already.
+    def slack_seconds(self, now_seconds: float, step_seconds: float, first_token_seconds: float) -> tuple[float, float]:
+        """By which the rest of the answer can be delayed if each further token takes a step; negative: too late.
 
-        `first_token_seconds`: when it came, or is expected."""
-        request = self.request
+        The second is for its pace if the answer turns out much shorter than foretold: a short one has no time to make
+        up for a delay at its beginning. `first_token_seconds`: when that came, or is expected."""
+        request, expected = self.request, self.expected_tokens
+        slack = young = math.inf
         now = now_seconds if now_seconds > first_token_seconds else first_token_seconds
-        slack = math.inf
         if request.end_to_end_seconds is not None:
             slack = request.arrived_seconds + request.end_to_end_seconds - now - step_seconds * self.num_left
-        if request.tpot_seconds is not None and self.expected_tokens > 1:
-            pace = self._pace_slack_seconds(self.expected_tokens, now, step_seconds, first_token_seconds)
-            slack = min(slack, pace)
-        return slack
-
-    def young_slack_seconds(self, now_seconds: float, *, step_seconds: float, first_token_seconds: float) -> float:
-        """The same for its pace, if the answer turns out much shorter than foretold: a short one has no time to make
-        up for a delay at its beginning."""
-        if self.request.tpot_seconds is None or self.expected_tokens <= 1:
-            return math.inf
-        now = now_seconds if now_seconds > first_token_seconds else first_token_seconds
-        soonest = max(self.num_tokens + 1, math.ceil(SOONEST_RATIO * self.expected_tokens), 2)
-        return self._pace_slack_seconds(soonest, now, step_seconds, first_token_seconds)
-
-    def _pace_slack_seconds(
-        self, num_tokens: int, now: float, step_seconds: float, first_token_seconds: float
-    ) -> float:
-        """If the answer has so many tokens."""
-        pace = self.request.tpot_seconds or math.inf
-        due = first_token_seconds + pace * (num_tokens - 1)
-        return due - now - step_seconds * (num_tokens - self.num_tokens)
+        if request.tpot_seconds is not None and expected > 1:
+            begin = first_token_seconds - request.tpot_seconds - now + step_seconds * self.num_tokens
+            gain = request.tpot_seconds - step_seconds
+            soonest = max(self.num_tokens + 1, math.ceil(SOONEST_RATIO * expected), 2)
+            slack = min(slack, begin + gain * expected)
+            young = begin + gain * soonest
+        return slack, young

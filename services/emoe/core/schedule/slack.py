@@ -1,26 +1,24 @@
 """By how long the running requests of one worker can still be delayed and meet their targets.
 
 An admission delays all of them alike, so the delays are summed once for the worker, and each request keeps its slack
-together with the sum when it was put in: an admission costs a step of a heap however many run (eMoE's t_i, section 4.4,
-looks at every one). A request whose targets are lost already is not protected: what it gets is what is left.
+together with the sum when it was put in: an admission costs one addition however many run (eMoE's t_i, section 4.4,
+looks at every one), and only when the one with the least moves are the others looked at. A request whose targets are
+lost already is not protected: what it gets is what is left.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 
-SPARE_ENTRIES = 16
-"""So many outdated entries a heap may hold beyond as many as there are requests."""
 
-
-class SlackHeap:
-    __slots__ = ("_entries", "_keys", "delay_seconds")
+class SlackBook:
+    __slots__ = ("_keys", "_least", "delay_seconds")
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, str]] = []
         self._keys: dict[str, float] = {}
-        """Slack plus `delay_seconds` when it was put in; an entry with another key is outdated."""
+        """Slack plus `delay_seconds` when it was put in."""
+        self._least: float | None = math.inf
+        """Of the keys; None: not known."""
         self.delay_seconds = 0.0
         """The sum of all delays so far."""
 
@@ -29,21 +27,22 @@ class SlackHeap:
         return len(self._keys)
 
     def put(self, request_id: str, slack_seconds: float) -> None:
-        """Anew or instead of what it had. One without targets has infinite slack and takes no place."""
+        """Anew or instead of what it had. One that has lost its targets, or never had any, takes no place."""
         if not 0.0 <= slack_seconds < math.inf:
             self.drop(request_id)
             return
         key = slack_seconds + self.delay_seconds
-        if self._keys.get(request_id) == key:
-            return
+        old = self._keys.get(request_id)
         self._keys[request_id] = key
-        heapq.heappush(self._entries, (key, request_id))
-        if len(self._entries) > 2 * len(self._keys) + SPARE_ENTRIES:
-            self._entries = [(key, request_id) for request_id, key in self._keys.items()]
-            heapq.heapify(self._entries)
+        if self._least is not None:
+            if key <= self._least:
+                self._least = key
+            elif old == self._least:
+                self._least = None
 
     def drop(self, request_id: str) -> None:
-        self._keys.pop(request_id, None)
+        if self._keys.pop(request_id, None) == self._least:
+            self._least = None
 
     def delay(self, seconds: float) -> None:
         """All of them, by the same."""
@@ -51,12 +50,10 @@ class SlackHeap:
 
     def least_seconds(self) -> float:
         """Infinity where nothing needs protection. Those that became late lose theirs here."""
-        entries, keys = self._entries, self._keys
-        while entries:
-            key, request_id = entries[0]
-            if keys.get(request_id) == key:
-                if key >= self.delay_seconds:
-                    return key - self.delay_seconds
-                del keys[request_id]
-            heapq.heappop(entries)
-        return math.inf
+        least = self._least
+        if least is None:
+            least = self._least = min(self._keys.values(), default=math.inf)
+        if least < self.delay_seconds:
+            self._keys = {name: key for name, key in self._keys.items() if key >= self.delay_seconds}
+            least = self._least = min(self._keys.values(), default=math.inf)
+        return least - self.delay_seconds

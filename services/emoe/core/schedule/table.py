@@ -24,11 +24,11 @@ COLUMNS = (
     "room",
     "slack",
     "young_slack",
-    "decoding",
+    "ready",
+    "next_step",
     "tpot",
     "prompt_seconds",
-    "sequence_seconds",
-    "context_token_seconds",
+    "context_seconds",
     "missed_seconds",
 )
 
@@ -52,14 +52,16 @@ class WorkerTable:
     """Seconds by which what runs there can be delayed."""
     young_slack: FloatArray
     """The same if their answers turn out much shorter than foretold."""
-    decoding: FloatArray
-    """Sequences."""
+    ready: FloatArray
+    """The time from which it is nearly done with its prompts; infinity while it has no free sequence."""
+    next_step: FloatArray
+    """Seconds of a step with one more sequence; minus infinity where none decodes."""
     tpot: FloatArray
     """The tightest target of a token of what decodes there, in seconds."""
     prompt_seconds: FloatArray
     """Costs, as `StepCosts` has them."""
-    sequence_seconds: FloatArray
-    context_token_seconds: FloatArray
+    context_seconds: FloatArray
+    """A token of context that a sequence attends to."""
     missed_seconds: FloatArray
 
     def __init__(self) -> None:
@@ -101,6 +103,12 @@ class WorkerTable:
     def coverage(self, task: str) -> FloatArray:
         """Zeros for a task that no worker reported."""
         return self._coverage.get(task, self._nothing)[: self.num_rows]
+
+    def extremes(self, rows: npt.NDArray[np.intp]) -> tuple[dict[str, float], dict[str, float]]:
+        """The least and the most of each figure over some workers."""
+        cells = self._cells[:, rows]
+        least, most = cells.min(axis=1).tolist(), cells.max(axis=1).tolist()
+        return dict(zip(COLUMNS, least, strict=True)), dict(zip(COLUMNS, most, strict=True))
 
     def _look(self) -> None:
         for name, cells in zip(COLUMNS, self._cells, strict=True):

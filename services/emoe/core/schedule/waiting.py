@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from emoe.core.schedule.request import QueuedRequest
 
@@ -17,6 +17,8 @@ Entry = tuple[float, float, int, QueuedRequest]
 
 ANSWER_TOKEN_WEIGHT = 10.0
 """What a token of an answer takes of a worker, in tokens of prompts (`FIRST_GUESS`'s ratio)."""
+MAX_STEPS = 3
+"""Entries looked at for each that is wanted: those that left are among them."""
 SPARE_ENTRIES = 64
 """So many entries of requests that left may stay, beyond as many as there are that wait."""
 
@@ -38,6 +40,11 @@ class Waiting:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._entries
 
+    @property
+    def num_entries(self) -> int:
+        """With those of requests that left."""
+        return sum(map(len, self._lanes))
+
     def add(self, request: QueuedRequest) -> None:
         """Anew, or in place of one with its id."""
         self.discard(request.request_id)
@@ -58,20 +65,45 @@ class Waiting:
 
     def first(self, limits: tuple[int, ...], most_tokens: int) -> QueuedRequest | None:
         """The first of those that take no more than `most_tokens`, one of the `limits` of the workers, or 0."""
+        heads = self._heads(limits, most_tokens)
+        return min(heads)[0][-1] if heads else None
+
+    def first_ones(self, limits: tuple[int, ...], most_tokens: int, num: int) -> Iterator[Entry]:
+        """So many of the same at most, in order; they stay where they are. Nothing may change meanwhile."""
+        ahead = self._heads(limits, most_tokens)
+        for _ in range(MAX_STEPS * num):
+            if not ahead or num == 0:
+                return
+            entry, number, place = heapq.heappop(ahead)
+            if self._entries.get(entry[-1].request_id) is entry:
+                yield entry
+                num -= 1
+            lane = self._lanes[number]
+            for below in range(2 * place + 1, min(2 * place + 3, len(lane))):
+                heapq.heappush(ahead, (lane[below], number, below))
+
+    def take_until(self, key: float) -> list[QueuedRequest]:
+        """Those with smaller keys, whether or not they fit anywhere; they wait no longer."""
+        taken: list[QueuedRequest] = []
+        for number in range(len(self._lanes)):
+            while (head := self._head(self._lanes[number])) is not None and head[0] < key:
+                self.discard(head[-1].request_id)
+                taken.append(head[-1])
+        return taken
+
+    def _heads(self, limits: tuple[int, ...], most_tokens: int) -> list[tuple[Entry, int, int]]:
+        """(entry, lane, 0): a heap once they are in order; one lane is the common case."""
         if limits != self._limits:
             self._limits = limits
             self._sort_into_lanes()
-        best: Entry | None = None
-        for lane in self._lanes[: bisect.bisect_right(limits, most_tokens)]:
-            head = self._head(lane)
-            if head is not None and (best is None or head < best):
-                best = head
-        return None if best is None else best[-1]
-
-    def first_of_all(self) -> QueuedRequest | None:
-        """Whether or not it fits anywhere."""
-        heads = [head for head in map(self._head, self._lanes) if head is not None]
-        return min(heads)[-1] if heads else None
+        heads = []
+        for number in range(bisect.bisect_right(limits, most_tokens)):
+            head = self._head(self._lanes[number])
+            if head is not None:
+                heads.append((head, number, 0))
+        if len(heads) > 1:
+            heads.sort()
+        return heads
 
     def _head(self, lane: list[Entry]) -> Entry | None:
         while lane:
