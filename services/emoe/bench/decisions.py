@@ -7,6 +7,7 @@ another plan's coverage. All of that is counted to the one decision.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import gc
 import random
@@ -31,7 +32,7 @@ REPORT_EVERY = 10
 """Decisions between two reports of workers with another coverage; each worker sends about one a second."""
 MAX_DECISIONS_KEPT = 4096
 BLOCK = 64
-"""Decisions between two looks at whether the queue is as long as it should be."""
+"""Decisions between two looks at whether the queue is as long as it should be; their requests are made before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,9 @@ def _measure(policy: str, load: Load, settings: DecisionSettings) -> DecisionRow
     bytes_per_queued = _bytes_per_queued(policy, load, settings.seed)
     flow = Flow(policy, load, seed=settings.seed)
     flow.fill()
-    for _ in range(min(settings.decisions, 1000)):
+    for number in range(min(settings.decisions, 1000)):
+        if number % BLOCK == 0:
+            flow.fill()
         flow.turn()
     gc.collect()
     wall, processor = np.zeros(settings.decisions), np.zeros(settings.decisions)
@@ -122,6 +125,7 @@ class Flow:
             decisions=DecisionLog(max_decisions=MAX_DECISIONS_KEPT),
         )
         self._requests = self._draw()
+        self._coming: collections.deque[QueuedRequest] = collections.deque()
         self._running: list[QueuedRequest] = []
         self._now = 0.0
         self._num_turns = 0
@@ -145,7 +149,12 @@ class Flow:
                 self._admit()
                 self._now += self._turn_seconds
             if self._desk.num_waiting > wanted + full:
-                return
+                break
+        now = self._now
+        while len(self._coming) < BLOCK:
+            self._now += self._turn_seconds
+            self._coming.append(next(self._requests))
+        self._now = now
 
     def turn(self) -> None:
         """One request ends, one arrives, one is let in; a tenth of the time a worker's plan changes."""
@@ -157,7 +166,7 @@ class Flow:
             ended = self._running.pop()
             self._desk.progressed(ended.request_id, ended.num_expected_tokens, self._now)
             self._desk.end(ended.request_id, self._now, DecisionKind.DONE)
-        self._desk.arrive(next(self._requests), self._now)
+        self._desk.arrive(self._coming.popleft(), self._now)
         if self._num_turns % REPORT_EVERY == 0:
             self._report(self._num_turns // REPORT_EVERY % self._load.num_workers, None)
         self._admit()

@@ -12,7 +12,8 @@ JOBS = st.lists(st.tuples(st.integers(0, NUM_BUCKETS - 2), st.integers(1, 500), 
 
 
 def excess(buckets: DueBuckets, now: float = 0.0, *, rate: float = 100.0, busy: float = 0.0) -> str | None:
-    return buckets.excess(now, tokens_per_second=rate, busy_tokens=busy)
+    taken = buckets.take_excess(now, tokens_per_second=rate, busy_tokens=busy, most=1)
+    return taken[0] if taken else None
 
 
 @given(JOBS)
@@ -35,6 +36,17 @@ def test_the_longest_due_until_the_first_excess_is_named(jobs: list[tuple[int, i
     assert (None if named is None else next(tokens for _, tokens, name in stays if name == named)) == longest
 
 
+@given(JOBS)
+def test_several_at_once_are_those_of_one_look_after_another(jobs: list[tuple[int, int, bool]]) -> None:
+    at_once, singly = DueBuckets(), DueBuckets()
+    for number, (bucket, tokens, _) in enumerate(jobs):
+        for buckets in (at_once, singly):
+            buckets.add(str(number), (bucket + 0.5) * WIDTH_SECONDS, tokens)
+    named = at_once.take_excess(0.0, tokens_per_second=100.0, busy_tokens=0.0, most=5)
+    assert named == [name for name in (excess(singly) for _ in range(5)) if name is not None]
+    assert len(at_once) == len(singly) == len(jobs) - len(named)
+
+
 def test_what_runs_already_leaves_less_time_for_the_rest() -> None:
     buckets = DueBuckets()
     buckets.add("a", 1.0, 80)
@@ -49,8 +61,8 @@ def test_what_is_far_away_comes_in_as_time_passes_and_what_is_overdue_leaves() -
     assert excess(buckets) is None
     assert buckets.take_overdue(1.0) == ["near"]
     assert buckets.take_overdue(1.5 * NUM_BUCKETS * WIDTH_SECONDS) == []
-    assert excess(buckets, 1.5 * NUM_BUCKETS * WIDTH_SECONDS) == "far"
     assert len(buckets) == 1
+    assert excess(buckets, 1.5 * NUM_BUCKETS * WIDTH_SECONDS) == "far"
 
 
 @pytest.mark.parametrize("pause", [0.01, 3.0, 1e4], ids=["short", "long", "beyond the ring"])

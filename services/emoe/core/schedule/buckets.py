@@ -78,19 +78,31 @@ class DueBuckets:
         self._let_in()
         return overdue
 
-    def excess(self, now_seconds: float, *, tokens_per_second: float, busy_tokens: float) -> str | None:
-        """The largest request of the first time by which more is due than can be done, if there is one.
+    def take_excess(self, now_seconds: float, *, tokens_per_second: float, busy_tokens: float, most: int) -> list[str]:
+        """The largest until the first time by which more is due than can be done, as long as there is one; they leave.
 
-        `busy_tokens`: of what has started and is not done."""
+        `busy_tokens`: of what has started and is not done. No more than `most` of them."""
+        begin = self._first % NUM_BUCKETS
         tokens = self._in_order(self._tokens)
-        possible = self._edges + (self._first * WIDTH_SECONDS - now_seconds)
-        over = np.cumsum(tokens) > possible * tokens_per_second - busy_tokens
-        over &= tokens > 0.0
-        last = int(np.argmax(over))
-        if not over[last]:
-            return None
-        index = (int(np.argmax(self._in_order(self._largest)[: last + 1])) + self._first) % NUM_BUCKETS
-        return self._heaps[index][0][1]
+        spare = self._edges + (self._first * WIDTH_SECONDS - now_seconds)
+        spare *= tokens_per_second
+        spare -= np.cumsum(tokens) + busy_tokens
+        spare[tokens == 0.0] = math.inf
+        largest = self._in_order(self._largest)
+        taken: list[str] = []
+        for _ in range(most):
+            last = int(np.argmax(spare < 0.0))
+            if not spare[last] < 0.0:
+                break
+            place = int(np.argmax(largest[: last + 1]))
+            index = (place + begin) % NUM_BUCKETS
+            spare[place:] += largest[place]
+            taken.append(self._heaps[index][0][1])
+            self.discard(taken[-1])
+            largest[place] = self._largest[index]
+            if not self._tokens[index]:
+                spare[place] = math.inf
+        return taken
 
     def _in_order(self, ring: FloatArray) -> FloatArray:
         begin = self._first % NUM_BUCKETS

@@ -25,9 +25,11 @@ PATIENCE_SECONDS = 60.0
 """What waits without a target is due after so long; and so long after it came, one that is late runs out of turn."""
 LATE_EVERY = 8
 """At most one of so many admissions is such a late one."""
-MAX_LOOKS = 4
-"""Candidates that one pick tries, and requests that give way in one look."""
-RETRY_SECONDS = 0.002
+MAX_LOOKS = 3
+"""Candidates that one pick tries; the next one goes on."""
+MAX_GIVE_WAY = 8
+"""In one look."""
+RETRY_SECONDS = 0.004
 """After a pick that let none of its candidates in: too short for much to have changed."""
 LOOK_SECONDS = 0.01
 """Between two looks at whether more is due than can be done."""
@@ -96,13 +98,11 @@ class OnTimeAdmission:
 
     def _give_way(self, cluster: Cluster, now_seconds: float) -> None:
         rate = RATE_RATIO * cluster.prompt_tokens_per_second()
-        busy = cluster.num_prompt_tokens
-        for _ in range(MAX_LOOKS):
-            longest = self._buckets.excess(now_seconds, tokens_per_second=rate, busy_tokens=busy)
-            if longest is None:
-                return
-            self._buckets.discard(longest)
-            request = self._hopeful.discard(longest)
+        longest = self._buckets.take_excess(
+            now_seconds, tokens_per_second=rate, busy_tokens=cluster.num_prompt_tokens, most=MAX_GIVE_WAY
+        )
+        for request_id in longest:
+            request = self._hopeful.discard(request_id)
             if request is not None:
                 self._deferred.add(request)
 
