@@ -31,6 +31,12 @@ COSTS = StepCosts(base_seconds=0.005, prompt_token_seconds=3e-5, sequence_second
 REPORT_EVERY = 10
 """Decisions between two reports of workers with another coverage; each worker sends about one a second."""
 MAX_DECISIONS_KEPT = 4096
+MAX_QUEUED = 10**7
+FILL_SECONDS = 0.005
+"""Between two arrivals until all rows are taken."""
+MAX_LOOKS = 100
+MIDWAY_TOKENS = 50
+"""Of an answer, when its progress is told."""
 BLOCK = 64
 """Decisions between two looks at whether the queue is as long as it should be; their requests are made before."""
 
@@ -120,7 +126,7 @@ class Flow:
         self._desk = Desk(
             policy=make_policy(policy),
             cluster=self._cluster,
-            max_requests=10 * load.num_queued + 10_000,
+            max_requests=MAX_QUEUED,
             max_bytes=10**12,
             decisions=DecisionLog(max_decisions=MAX_DECISIONS_KEPT),
         )
@@ -146,8 +152,9 @@ class Flow:
         while len(self._running) < full or self._desk.num_waiting < wanted:
             self._desk.arrive(next(self._requests), self._now)
             if len(self._running) < full:
-                self._admit()
-                self._now += self._turn_seconds
+                for request in self._admit():
+                    self._desk.progressed(request.request_id, MIDWAY_TOKENS, self._now)
+                self._now += max(FILL_SECONDS, self._turn_seconds)
             if self._desk.num_waiting > wanted + full:
                 break
         now = self._now
@@ -157,25 +164,28 @@ class Flow:
         self._now = now
 
     def turn(self) -> None:
-        """One request ends, one arrives, one is let in; a tenth of the time a worker's plan changes."""
-        self._now += self._turn_seconds
+        """One request ends, one arrives, one is let in, asked for again as time passes while none may be; a tenth of
+        the time a worker's plan changes."""
         self._num_turns += 1
-        if self._running:
-            place = self._random.randrange(len(self._running))
-            self._running[place], self._running[-1] = self._running[-1], self._running[place]
-            ended = self._running.pop()
-            self._desk.progressed(ended.request_id, ended.num_expected_tokens, self._now)
-            self._desk.end(ended.request_id, self._now, DecisionKind.DONE)
+        midway = self._random.choice(self._running)
+        self._desk.progressed(midway.request_id, MIDWAY_TOKENS, self._now)
+        place = self._random.randrange(len(self._running))
+        self._running[place], self._running[-1] = self._running[-1], self._running[place]
+        self._desk.end(self._running.pop().request_id, self._now, DecisionKind.DONE)
         self._desk.arrive(self._coming.popleft(), self._now)
         if self._num_turns % REPORT_EVERY == 0:
             self._report(self._num_turns // REPORT_EVERY % self._load.num_workers, None)
-        self._admit()
+        for _ in range(MAX_LOOKS):
+            self._now += self._turn_seconds
+            if self._admit():
+                return
 
-    def _admit(self) -> None:
+    def _admit(self) -> Sequence[QueuedRequest]:
         admissions: Sequence[QueuedRequest] = [one.request for one in self._desk.admit(self._now)]
         for request in admissions:
             self._desk.first_token(request.request_id, self._now)
         self._running += admissions
+        return admissions
 
     def _report(self, number: int, free_sequences: int | None) -> None:
         worker_id = f"worker-{number}"

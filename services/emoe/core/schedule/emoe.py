@@ -61,26 +61,23 @@ class EmoeAdmission:
         return self._admit(request, cluster, fits & (spare == spare.max()), now_seconds, "waited longest")
 
     def _pick_in_time(self, cluster: Cluster, now_seconds: float) -> Admission | None:
-        held: list[QueuedRequest] = []
-        admission = None
-        for _ in range(MAX_LOOKS):
-            request = self._hopeful.first(cluster.limits, cluster.most_tokens())
-            if request is None:
-                break
-            in_time = cluster.fits(request) & (
-                cluster.predict_wait_seconds(request, now_seconds) <= _due(request) - now_seconds
-            )
+        admission, too_late = None, []
+        for due, _, _, request in self._hopeful.first_ones(cluster.limits, cluster.most_tokens(), MAX_LOOKS):
+            wait = cluster.predict_wait_seconds(request, now_seconds)
+            in_time = cluster.fits(request)
+            in_time &= wait <= due - now_seconds
             may = in_time & _harmless(request, cluster)
-            if may.any():
-                admission = self._admit(request, cluster, may, now_seconds, "strictest that makes nobody late")
+            if np.count_nonzero(may):
+                place = self._placement.place(request, cluster, may, now_seconds, wait_seconds=wait)
+                admission = place.admit(request, cluster, now_seconds, "strictest that makes nobody late")
                 break
+            if not np.count_nonzero(in_time):
+                too_late.append(request)
+        for request in too_late:
             self._hopeful.discard(request.request_id)
-            if in_time.any():
-                held.append(request)
-            else:
-                self._late.add(request)
-        for request in held:
-            self._hopeful.add(request)
+            self._late.add(request)
+        if admission is not None:
+            self.discard(admission.request.request_id)
         return admission
 
     def _pick_late(self, cluster: Cluster, now_seconds: float) -> Admission | None:
@@ -88,7 +85,7 @@ class EmoeAdmission:
         if request is None:
             return None
         may = cluster.fits(request) & _harmless(request, cluster)
-        if not may.any():
+        if not np.count_nonzero(may):
             return None
         return self._admit(request, cluster, may, now_seconds, "late, and makes nobody else late")
 
