@@ -153,7 +153,7 @@ TestCluster.settings = settings(max_examples=40, stateful_step_count=30, deadlin
 def test_an_empty_cluster_foretells_nothing() -> None:
     cluster = Cluster()
     assert cluster.most_tokens() == 0
-    assert len(cluster.fits(request("r"))) == len(cluster.predict_ttft_seconds(request("r"), 1.0)) == 0
+    assert len(cluster.fits(request("r"))) == len(cluster.predict_wait_seconds(request("r"), 1.0)) == 0
 
 
 def test_only_workers_with_room_for_the_whole_sequence_fit() -> None:
@@ -180,13 +180,6 @@ def test_prompts_wait_for_those_before_them_and_time_clears_them() -> None:
     assert cluster.predict_wait_seconds(request("b"), 9.0)[0] == pytest.approx(alone)
     cluster.end("a", 0.0)
     assert cluster.predict_wait_seconds(request("b"), 0.0)[0] == pytest.approx(alone)
-
-
-def test_the_time_that_a_request_has_waited_counts_to_its_first_token() -> None:
-    cluster = Cluster()
-    cluster.update(report("w"))
-    ttft = cluster.predict_ttft_seconds(request("a"), 3.0)
-    assert ttft[0] == pytest.approx(3.0 + cluster.predict_wait_seconds(request("a"), 3.0)[0])
 
 
 def test_slack_is_what_the_pace_leaves_and_an_admission_takes_of_it() -> None:

@@ -201,10 +201,6 @@ class Cluster:
         """`delay_seconds` of one worker."""
         return self._workers[row].delay_seconds(request)
 
-    def predict_ttft_seconds(self, request: QueuedRequest, now_seconds: float) -> FloatArray:
-        """From its arrival to its first token."""
-        return self.predict_wait_seconds(request, now_seconds) + (now_seconds - request.arrived_seconds)
-
     def _count_limit(self, limit: int, change: int) -> None:
         self._limits[limit] += change
         if self._limits[limit] <= 0:

@@ -51,6 +51,12 @@ class Placement(Protocol):
         ...
 
 
+FREE_SEQUENCE_SECONDS = 1e-6
+"""Settles ties."""
+DEFAULT_LEFT_SECONDS = 2.0
+"""What a request without targets has left, when coverage is weighed against wait."""
+
+
 class MostFree:
     """The worker with the most free sequences."""
 
@@ -85,9 +91,8 @@ class LeastWait:
         *,
         wait_seconds: FloatArray | None = None,
     ) -> Place:
-        if wait_seconds is None:
-            wait_seconds = cluster.predict_wait_seconds(request, now_seconds)
-        wait = np.where(may, wait_seconds, np.inf)
+        forecast = cluster.predict_wait_seconds(request, now_seconds) if wait_seconds is None else wait_seconds
+        wait = np.where(may, forecast, np.inf)
         row = int(np.argmin(wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences))
         return Place(row=row, wait_seconds=float(wait[row]))
 
@@ -110,9 +115,8 @@ class Residency:
         *,
         wait_seconds: FloatArray | None = None,
     ) -> Place:
-        if wait_seconds is None:
-            wait_seconds = cluster.predict_wait_seconds(request, now_seconds)
-        wait = np.where(may, wait_seconds, np.inf)
+        forecast = cluster.predict_wait_seconds(request, now_seconds) if wait_seconds is None else wait_seconds
+        wait = np.where(may, forecast, np.inf)
         worth = wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences
         left = request.first_token_due_seconds - now_seconds
         in_time = wait <= left
@@ -122,10 +126,6 @@ class Residency:
         row = int(np.argmin(worth))
         return Place(row=row, wait_seconds=float(wait[row]))
 
-
-FREE_SEQUENCE_SECONDS = 1e-6
-"""Settles ties."""
-DEFAULT_LEFT_SECONDS = 2.0
 
 PLACEMENTS: Mapping[str, Placement] = {
     placement.name: placement for placement in (MostFree(), LeastWait(), Residency())
