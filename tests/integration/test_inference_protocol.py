@@ -16,6 +16,7 @@ from emoe.oip import open_inference_pb2 as oip
 from emoe.oip.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from emoe.runtime.errors import retry_after_seconds
 from emoe.scheduler.inference import MAX_REQUESTS_PER_STREAM
+from emoe.v1 import scheduler_pb2
 
 
 @pytest.fixture
@@ -91,6 +92,25 @@ async def test_the_whole_answer_comes_with_its_figures(neighbourhood) -> None:
     assert (parameters["num_prompt_tokens"].int64_param, parameters["num_completion_tokens"].int64_param) == (7, 3)
     [sent] = worker.requests
     assert (sent.text, sent.task, sent.request_id) == ("hello", "qa", "mine")
+
+
+async def test_an_inference_waits_in_its_tenants_queue(neighbourhood) -> None:
+    door = await neighbourhood.start_scheduler()
+    request = asking("hello", id="mine", parameters={"tenant": oip.InferParameter(string_param="blue")})
+    call = stub_of(door).ModelInfer(request, timeout=PATIENCE_SECONDS)
+    await door.until(num_waiting=1)
+    call.cancel()
+    await door.until(num_waiting=0)
+    (ended,) = (await door.stub.ListDecisions(scheduler_pb2.ListDecisionsRequest())).decisions
+    assert (ended.request_id, ended.tenant) == ("mine", "blue")
+
+
+async def test_a_tenants_name_that_is_too_long_is_refused(neighbourhood) -> None:
+    door = await neighbourhood.start_scheduler()
+    request = asking("hello", parameters={"tenant": oip.InferParameter(string_param="x" * 65)})
+    refused = await refusal(stub_of(door).ModelInfer(request, timeout=PATIENCE_SECONDS))
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "tenant has more than 64 characters" in (refused.details() or "")
 
 
 async def test_an_answer_goes_out_raw_when_its_request_came_raw(neighbourhood) -> None:

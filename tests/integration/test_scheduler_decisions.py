@@ -58,6 +58,19 @@ async def test_an_answered_request_was_admitted_and_done(neighbourhood) -> None:
     assert done.age_seconds >= admitted.age_seconds
 
 
+async def test_a_request_that_cannot_be_in_time_was_deferred_before_it_ran(neighbourhood) -> None:
+    await neighbourhood.start_worker(ScriptedWorker("w-7"))
+    door = await neighbourhood.start_scheduler(policy="ontime")
+    await door.answer("hello", task="qa", tenant="blue", slo={"ttft_seconds": 0.001})
+
+    (deferred,) = await decisions(door, kind=DecisionKind.DECISION_KIND_DEFERRED)
+
+    assert kinds(await decisions(door))[::-1] == ["DEFERRED", "ADMITTED", "DONE"]
+    assert (deferred.task, deferred.tenant, deferred.worker_id) == ("qa", "blue", "")
+    assert deferred.reason.startswith("late")
+    assert deferred.num_waiting == 1
+
+
 async def test_a_list_is_narrowed_and_bounded(neighbourhood) -> None:
     await neighbourhood.start_worker(ScriptedWorker("w-7"))
     door = await neighbourhood.start_scheduler(max_decisions=5)

@@ -164,7 +164,9 @@ async def test_failure_of_one_generation_reaches_its_client_as_it_is(neighbourho
 
 async def test_status_names_tasks_and_counts(neighbourhood) -> None:
     await neighbourhood.start_worker(ScriptedWorker())
-    door = await neighbourhood.start_scheduler(extra_tasks=("poetry",))
+    door = await neighbourhood.start_scheduler(
+        extra_tasks=("poetry",), max_queued_requests=12, max_queued_bytes=3_000_000_000
+    )
     await door.until(num_workers=1)
 
     status = await door.stub.GetStatus(scheduler_pb2.GetSchedulerStatusRequest())
@@ -172,6 +174,7 @@ async def test_status_names_tasks_and_counts(neighbourhood) -> None:
     assert "poetry" in status.tasks
     assert "qa" in status.tasks
     assert (status.num_waiting, status.num_running) == (0, 0)
+    assert (status.max_queued_requests, status.max_queued_bytes) == (12, 3_000_000_000)
 
 
 async def test_loader_hears_of_running_and_waiting_tasks(neighbourhood) -> None:

@@ -1,8 +1,10 @@
 """`emoe bench decisions`: what one decision of the scheduler costs, with long queues and many workers.
 
-The service's own desk and policies, on one core, without a network. The queue stays as long as it is: for each request
-that ends, one arrives and one is let in, tells of its first token and of progress, and now and then a worker reports
-another plan's coverage. All of that is counted to the one decision.
+The service's own desk and policies, on one core, without a network. The queue stays about as long as it is: at each
+turn a request tells of its progress, one ends and one arrives, all that may start is let in and tells of its first
+token, and now and then a worker reports another plan's coverage. The mean is the time of all turns over the requests
+that were let in; quantiles are of turns, since a policy that holds requests back lets in none at one and several at
+another.
 """
 
 from __future__ import annotations
@@ -34,11 +36,8 @@ MAX_DECISIONS_KEPT = 4096
 MAX_QUEUED = 10**7
 FILL_SECONDS = 0.005
 """Between two arrivals until all rows are taken."""
-MAX_LOOKS = 100
-MIDWAY_TOKENS = 50
-"""Of an answer, when its progress is told."""
 BLOCK = 64
-"""Decisions between two looks at whether the queue is as long as it should be; their requests are made before."""
+"""Turns between two looks at whether the queue is as long as it should be; their requests are made before."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,22 +83,24 @@ def _measure(policy: str, load: Load, settings: DecisionSettings) -> DecisionRow
         flow.turn()
     gc.collect()
     wall, processor = np.zeros(settings.decisions), np.zeros(settings.decisions)
+    num_admitted = num_running = 0
     for number in range(settings.decisions):
         if number % BLOCK == 0:
             flow.fill()
         began, began_processor = time.perf_counter(), time.thread_time()
-        flow.turn()
+        num_admitted += flow.turn()
         wall[number] = time.perf_counter() - began
         processor[number] = time.thread_time() - began_processor
+        num_running += flow.num_running
     return DecisionRow(
         policy=policy,
         num_queued=load.num_queued,
         num_workers=load.num_workers,
-        num_running=load.num_running,
-        decision_mean_seconds=float(wall.mean()),
+        num_running=round(num_running / settings.decisions / load.num_workers),
+        decision_mean_seconds=float(wall.sum()) / max(1, num_admitted),
         decision_p50_seconds=float(np.quantile(wall, 0.5)),
         decision_p99_seconds=float(np.quantile(wall, 0.99)),
-        processor_mean_seconds=float(processor.mean()),
+        processor_mean_seconds=float(processor.sum()) / max(1, num_admitted),
         processor_p99_seconds=float(np.quantile(processor, 0.99)),
         bytes_per_queued=bytes_per_queued,
     )
@@ -132,12 +133,16 @@ class Flow:
         )
         self._requests = self._draw()
         self._coming: collections.deque[QueuedRequest] = collections.deque()
-        self._running: list[QueuedRequest] = []
+        self._running: list[tuple[QueuedRequest, float]] = []
+        """With the time of its first token."""
         self._now = 0.0
         self._num_turns = 0
+        self._is_full = False
+        """Whether the rows were taken once, as far as the policy would."""
         # A hundred tokens a request, of which each step makes one for every sequence of a worker.
-        step = COSTS.step_seconds(num_prompt_tokens=0, num_decoding=load.num_running, num_context_tokens=0)
-        self._turn_seconds = 100 * step / (load.num_running * load.num_workers)
+        decoding = COSTS.step_seconds(num_prompt_tokens=0, num_decoding=load.num_running, num_context_tokens=0)
+        self._step_seconds = decoding
+        self._turn_seconds = 100 * decoding / (load.num_running * load.num_workers)
         for number in range(load.num_workers):
             self._report(number, load.num_running)
 
@@ -145,46 +150,47 @@ class Flow:
     def num_waiting(self) -> int:
         return self._desk.num_waiting
 
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
     def fill(self, num_queued: int | None = None) -> None:
         """Rows first, then the queue to its length; the next turns' requests are drawn, too."""
         full = self._load.num_workers * self._load.num_running
         wanted = self._load.num_queued if num_queued is None else num_queued
-        while len(self._running) < full or self._desk.num_waiting < wanted:
+        while not self._is_full or self._desk.num_waiting < wanted:
             self._desk.arrive(next(self._requests), self._now)
-            if len(self._running) < full:
-                for request in self._admit():
-                    self._desk.progressed(request.request_id, MIDWAY_TOKENS, self._now)
+            if not self._is_full:
+                self._admit()
                 self._now += max(FILL_SECONDS, self._turn_seconds)
-            if self._desk.num_waiting > wanted + full:
-                break
+                self._is_full = len(self._running) >= full or self._desk.num_waiting > wanted + full
         now = self._now
         while len(self._coming) < BLOCK:
             self._now += self._turn_seconds
             self._coming.append(next(self._requests))
         self._now = now
 
-    def turn(self) -> None:
-        """One request ends, one arrives, one is let in, asked for again as time passes while none may be; a tenth of
-        the time a worker's plan changes."""
+    def turn(self) -> int:
+        """A request tells of progress, one ends, one arrives, now and then a worker's plan changes; then all that may
+        start is let in -> how many."""
         self._num_turns += 1
-        midway = self._random.choice(self._running)
-        self._desk.progressed(midway.request_id, MIDWAY_TOKENS, self._now)
+        request, began_seconds = self._random.choice(self._running)
+        num_tokens = 1 + int((self._now - began_seconds) / self._step_seconds)
+        self._desk.progressed(request.request_id, num_tokens, self._now)
         place = self._random.randrange(len(self._running))
         self._running[place], self._running[-1] = self._running[-1], self._running[place]
-        self._desk.end(self._running.pop().request_id, self._now, DecisionKind.DONE)
+        self._desk.end(self._running.pop()[0].request_id, self._now, DecisionKind.DONE)
         self._desk.arrive(self._coming.popleft(), self._now)
         if self._num_turns % REPORT_EVERY == 0:
             self._report(self._num_turns // REPORT_EVERY % self._load.num_workers, None)
-        for _ in range(MAX_LOOKS):
-            self._now += self._turn_seconds
-            if self._admit():
-                return
+        self._now += self._turn_seconds
+        return len(self._admit())
 
     def _admit(self) -> Sequence[QueuedRequest]:
         admissions: Sequence[QueuedRequest] = [one.request for one in self._desk.admit(self._now)]
         for request in admissions:
             self._desk.first_token(request.request_id, self._now)
-        self._running += admissions
+            self._running.append((request, self._now))
         return admissions
 
     def _report(self, number: int, free_sequences: int | None) -> None:

@@ -20,8 +20,6 @@ from emoe.core.schedule.policies import make_policy
 from emoe.core.slo import Slo
 
 PERCENTILES = (50, 90, 99)
-MAX_QUEUED = 256
-"""The scheduler's own default; it does not tell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +27,8 @@ class Measured:
     """Of the system that was replayed against."""
 
     policy: str
+    max_queued: int
+    """Requests that may wait."""
     num_workers: int
     num_rows: int
     costs: StepCosts
@@ -62,7 +62,7 @@ def foretell(workload: Workload, slos: Mapping[str, Slo], measured: Measured) ->
         num_rows=measured.num_rows,
         costs=measured.costs,
         front_seconds=measured.front_seconds,
-        max_queued=MAX_QUEUED,
+        max_queued=measured.max_queued,
     )
     outcome = simulate(workload, make_policy(measured.policy), slos, options)
     return figures_of(workload, outcome.first_token_seconds, outcome.end_seconds, slos)

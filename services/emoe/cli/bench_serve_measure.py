@@ -17,7 +17,7 @@ from emoe.cli.failures import CommandError
 from emoe.cli.loader_facts import ask_workers
 from emoe.core.schedule.costs import StepCosts
 from emoe.core.tasks import UNKNOWN
-from emoe.v1 import loader_pb2
+from emoe.v1 import loader_pb2, scheduler_pb2, scheduler_pb2_grpc
 
 SETTLE_SECONDS = 1.5
 """For the last heartbeats to bring the last costs."""
@@ -28,15 +28,18 @@ PROBE_TIMEOUT_SECONDS = 60.0
 _FIELDS = tuple(field.name for field in dataclasses.fields(StepCosts))
 
 
-async def measure_system(channel: grpc.aio.Channel, loader: str, *, policy: str, vocab_size: int) -> Measured:
+async def measure_system(channel: grpc.aio.Channel, loader: str, *, vocab_size: int) -> Measured:
     """While nothing runs. CommandError when no worker has measured its steps yet."""
     await asyncio.sleep(SETTLE_SECONDS)
     workers = [worker for worker in await ask_workers(loader) if worker.ready]
     costs = [_costs(worker) for worker in workers if worker.step_costs.num_steps]
     if not costs:
         raise CommandError("no worker has told what its steps take: they measure for 32 steps; send more requests")
+    stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+    status = await stub.GetStatus(scheduler_pb2.GetSchedulerStatusRequest(), timeout=PROBE_TIMEOUT_SECONDS)
     return Measured(
-        policy=policy,
+        policy=status.policy,
+        max_queued=status.max_queued_requests,
         num_workers=len(workers),
         num_rows=round(statistics.median(_num_rows(worker) for worker in workers)),
         costs=_median(costs),

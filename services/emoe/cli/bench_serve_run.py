@@ -93,9 +93,7 @@ async def _replay_all(load: Load, options: ServeOptions, run: ServeRun) -> None:
             labels = await _ask_labels(channel, options)
             await replay(channel, load, labels, options, run)
             if options.measures and system:
-                run.measured.append(
-                    await measure_system(channel, system.loader, policy=labels.policy, vocab_size=load.vocab_size)
-                )
+                run.measured.append(await measure_system(channel, system.loader, vocab_size=load.vocab_size))
 
 
 def read_load(options: ServeOptions) -> Load:

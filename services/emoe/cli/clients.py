@@ -80,7 +80,13 @@ async def ask_queue(channel: grpc.aio.Channel) -> QueueView | None:
         status = await stub.GetStatus(scheduler_pb2.GetSchedulerStatusRequest(), timeout=ASK_SECONDS)
     except grpc.aio.AioRpcError:
         return None
-    return QueueView(num_waiting=status.num_waiting, num_running=status.num_running, num_workers=status.num_workers)
+    return QueueView(
+        num_waiting=status.num_waiting,
+        num_running=status.num_running,
+        num_workers=status.num_workers,
+        max_queued_requests=status.max_queued_requests,
+        max_queued_bytes=status.max_queued_bytes,
+    )
 
 
 def _worker_from(state: loader_pb2.WorkerState) -> WorkerView:

@@ -65,7 +65,10 @@ class LiveDisplay:
         if self._system is None:
             return Text(f"starting, {time.monotonic() - self._started:.0f} s", style="dim")
         queue = self._view.queue if self._view else None
-        waiting = f"   queue: {queue.num_running} running, {queue.num_waiting} waiting" if queue else ""
+        waiting = ""
+        if queue:
+            most = queue.max_queued_requests
+            waiting = f"   queue: {queue.num_running} running, {queue.num_waiting} of {most} waiting"
         hint = 'emoe generate "..." asks it, Ctrl-C ends it'
         return Text(f"front door: {self._system.scheduler}{waiting}\n{hint}", "dim")
 

@@ -49,6 +49,8 @@ class QueueView:
     num_waiting: int
     num_running: int
     num_workers: int
+    max_queued_requests: int
+    max_queued_bytes: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

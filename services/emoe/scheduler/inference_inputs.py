@@ -156,7 +156,7 @@ OPTIONS: Mapping[str, Input] = {
     **{name: Input(datatype="FP32", read=_number) for name in ("temperature", "top_p")},
     "seed": Input(datatype="INT64", read=_integer(_INTEGER_LIMITS["INT64"])),
     "stop": Input(datatype=BYTES, shape=(-1,), read=_texts),
-    "task": _TEXT_INPUT,
+    **dict.fromkeys(("task", "tenant"), _TEXT_INPUT),
     "raw": Input(datatype="BOOL", read=_flag),
     "stream": Input(datatype="BOOL", read=_flag),
     "exclude_input_in_output": Input(datatype="BOOL", read=_exclusion),

@@ -47,6 +47,7 @@ def parse_inference(message: oip.ModelInferRequest, *, max_bytes: int) -> Infere
         text=inputs[PROMPT],
         raw=inputs.get("raw", False),
         task=inputs.get("task", ""),
+        tenant=inputs.get("tenant", ""),
         sampling=generation_pb2.Sampling(**{name: inputs[name] for name in _SAMPLING if name in inputs}),
         request_id=message.id,
     )

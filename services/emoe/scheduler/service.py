@@ -116,6 +116,8 @@ class SchedulerServicer:
             num_admitted=self._dispatcher.num_prompts,
             num_refused=self._dispatcher.num_refused,
             num_worker_refusals=self._pool.num_refusals,
+            max_queued_requests=self._settings.max_queued_requests,
+            max_queued_bytes=self._settings.max_queued_bytes,
         )
 
     async def list_decisions(self, request: scheduler_pb2.ListDecisionsRequest, _context: Any) -> Any:

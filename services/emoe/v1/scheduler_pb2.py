@@ -25,25 +25,25 @@ _sym_db = _symbol_database.Default()
 from emoe.v1 import generation_pb2 as emoe_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65moe/v1/scheduler.proto\x12\x07\x65moe.v1\x1a\x18\x65moe/v1/generation.proto\"\x1b\n\x19GetSchedulerStatusRequest\"\xc2\x01\n\x1aGetSchedulerStatusResponse\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x13\n\x0bnum_workers\x18\x04 \x01(\r\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x14\n\x0cnum_admitted\x18\x06 \x01(\x04\x12\x13\n\x0bnum_refused\x18\x07 \x01(\x04\x12\x1b\n\x13num_worker_refusals\x18\x08 \x01(\x04\"\x8f\x01\n\x14ListDecisionsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12#\n\x04kind\x18\x06 \x01(\x0e\x32\x15.emoe.v1.DecisionKind\"T\n\x15ListDecisionsResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.emoe.v1.Decision\x12\x15\n\rnum_forgotten\x18\x02 \x01(\x04\"\xa0\x02\n\x08\x44\x65\x63ision\x12\x14\n\x0cunix_seconds\x18\x01 \x01(\x01\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.emoe.v1.DecisionKind\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x13\n\x0b\x61ge_seconds\x18\x08 \x01(\x01\x12\x1e\n\x16predicted_ttft_seconds\x18\t \x01(\x01\x12\x13\n\x0b\x64ue_seconds\x18\n \x01(\x01\x12\x10\n\x08\x63overage\x18\x0b \x01(\x01\x12\x13\n\x0bnum_waiting\x18\x0c \x01(\r\x12\x13\n\x0bnum_workers\x18\r \x01(\r*\x86\x02\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x43ISION_KIND_ADMITTED\x10\x01\x12\x19\n\x15\x44\x45\x43ISION_KIND_REFUSED\x10\x02\x12\x1a\n\x16\x44\x45\x43ISION_KIND_DEFERRED\x10\x03\x12\x1a\n\x16\x44\x45\x43ISION_KIND_REQUEUED\x10\x04\x12\x16\n\x12\x44\x45\x43ISION_KIND_DONE\x10\x05\x12\x1b\n\x17\x44\x45\x43ISION_KIND_CANCELLED\x10\x06\x12\x19\n\x15\x44\x45\x43ISION_KIND_EXPIRED\x10\x07\x12\x18\n\x14\x44\x45\x43ISION_KIND_FAILED\x10\x08\x32\xfb\x01\n\x10SchedulerService\x12\x41\n\x08Generate\x12\x18.emoe.v1.GenerateRequest\x1a\x19.emoe.v1.GenerateResponse0\x01\x12T\n\tGetStatus\x12\".emoe.v1.GetSchedulerStatusRequest\x1a#.emoe.v1.GetSchedulerStatusResponse\x12N\n\rListDecisions\x12\x1d.emoe.v1.ListDecisionsRequest\x1a\x1e.emoe.v1.ListDecisionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65moe/v1/scheduler.proto\x12\x07\x65moe.v1\x1a\x18\x65moe/v1/generation.proto\"\x1b\n\x19GetSchedulerStatusRequest\"\xf9\x01\n\x1aGetSchedulerStatusResponse\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x13\n\x0bnum_workers\x18\x04 \x01(\r\x12\x0e\n\x06policy\x18\x05 \x01(\t\x12\x14\n\x0cnum_admitted\x18\x06 \x01(\x04\x12\x13\n\x0bnum_refused\x18\x07 \x01(\x04\x12\x1b\n\x13num_worker_refusals\x18\x08 \x01(\x04\x12\x1b\n\x13max_queued_requests\x18\t \x01(\x04\x12\x18\n\x10max_queued_bytes\x18\n \x01(\x04\"\x8f\x01\n\x14ListDecisionsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x11\n\tworker_id\x18\x05 \x01(\t\x12#\n\x04kind\x18\x06 \x01(\x0e\x32\x15.emoe.v1.DecisionKind\"T\n\x15ListDecisionsResponse\x12$\n\tdecisions\x18\x01 \x03(\x0b\x32\x11.emoe.v1.Decision\x12\x15\n\rnum_forgotten\x18\x02 \x01(\x04\"\xa0\x02\n\x08\x44\x65\x63ision\x12\x14\n\x0cunix_seconds\x18\x01 \x01(\x01\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.emoe.v1.DecisionKind\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x0c\n\x04task\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x11\n\tworker_id\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x13\n\x0b\x61ge_seconds\x18\x08 \x01(\x01\x12\x1e\n\x16predicted_ttft_seconds\x18\t \x01(\x01\x12\x13\n\x0b\x64ue_seconds\x18\n \x01(\x01\x12\x10\n\x08\x63overage\x18\x0b \x01(\x01\x12\x13\n\x0bnum_waiting\x18\x0c \x01(\r\x12\x13\n\x0bnum_workers\x18\r \x01(\r*\x86\x02\n\x0c\x44\x65\x63isionKind\x12\x1d\n\x19\x44\x45\x43ISION_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45\x43ISION_KIND_ADMITTED\x10\x01\x12\x19\n\x15\x44\x45\x43ISION_KIND_REFUSED\x10\x02\x12\x1a\n\x16\x44\x45\x43ISION_KIND_DEFERRED\x10\x03\x12\x1a\n\x16\x44\x45\x43ISION_KIND_REQUEUED\x10\x04\x12\x16\n\x12\x44\x45\x43ISION_KIND_DONE\x10\x05\x12\x1b\n\x17\x44\x45\x43ISION_KIND_CANCELLED\x10\x06\x12\x19\n\x15\x44\x45\x43ISION_KIND_EXPIRED\x10\x07\x12\x18\n\x14\x44\x45\x43ISION_KIND_FAILED\x10\x08\x32\xfb\x01\n\x10SchedulerService\x12\x41\n\x08Generate\x12\x18.emoe.v1.GenerateRequest\x1a\x19.emoe.v1.GenerateResponse0\x01\x12T\n\tGetStatus\x12\".emoe.v1.GetSchedulerStatusRequest\x1a#.emoe.v1.GetSchedulerStatusResponse\x12N\n\rListDecisions\x12\x1d.emoe.v1.ListDecisionsRequest\x1a\x1e.emoe.v1.ListDecisionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'emoe.v1.scheduler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DECISIONKIND']._serialized_start=812
-  _globals['_DECISIONKIND']._serialized_end=1074
+  _globals['_DECISIONKIND']._serialized_start=867
+  _globals['_DECISIONKIND']._serialized_end=1129
   _globals['_GETSCHEDULERSTATUSREQUEST']._serialized_start=62
   _globals['_GETSCHEDULERSTATUSREQUEST']._serialized_end=89
   _globals['_GETSCHEDULERSTATUSRESPONSE']._serialized_start=92
-  _globals['_GETSCHEDULERSTATUSRESPONSE']._serialized_end=286
-  _globals['_LISTDECISIONSREQUEST']._serialized_start=289
-  _globals['_LISTDECISIONSREQUEST']._serialized_end=432
-  _globals['_LISTDECISIONSRESPONSE']._serialized_start=434
-  _globals['_LISTDECISIONSRESPONSE']._serialized_end=518
-  _globals['_DECISION']._serialized_start=521
-  _globals['_DECISION']._serialized_end=809
-  _globals['_SCHEDULERSERVICE']._serialized_start=1077
-  _globals['_SCHEDULERSERVICE']._serialized_end=1328
+  _globals['_GETSCHEDULERSTATUSRESPONSE']._serialized_end=341
+  _globals['_LISTDECISIONSREQUEST']._serialized_start=344
+  _globals['_LISTDECISIONSREQUEST']._serialized_end=487
+  _globals['_LISTDECISIONSRESPONSE']._serialized_start=489
+  _globals['_LISTDECISIONSRESPONSE']._serialized_end=573
+  _globals['_DECISION']._serialized_start=576
+  _globals['_DECISION']._serialized_end=864
+  _globals['_SCHEDULERSERVICE']._serialized_start=1132
+  _globals['_SCHEDULERSERVICE']._serialized_end=1383
 # @@protoc_insertion_point(module_scope)

@@ -85,6 +85,8 @@ class GetSchedulerStatusResponse(_message.Message):
     NUM_ADMITTED_FIELD_NUMBER: _builtins.int
     NUM_REFUSED_FIELD_NUMBER: _builtins.int
     NUM_WORKER_REFUSALS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_BYTES_FIELD_NUMBER: _builtins.int
     num_waiting: _builtins.int
     num_running: _builtins.int
     num_workers: _builtins.int
@@ -94,6 +96,9 @@ class GetSchedulerStatusResponse(_message.Message):
     num_refused: _builtins.int
     num_worker_refusals: _builtins.int
     """Requests that a worker turned away although it had reported room; they were queued again."""
+    max_queued_requests: _builtins.int
+    """The queue's bounds. A request that would exceed either is refused, or another that waits gives way to it."""
+    max_queued_bytes: _builtins.int
     @_builtins.property
     def tasks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -107,10 +112,12 @@ class GetSchedulerStatusResponse(_message.Message):
         num_admitted: _builtins.int = ...,
         num_refused: _builtins.int = ...,
         num_worker_refusals: _builtins.int = ...,
+        max_queued_requests: _builtins.int = ...,
+        max_queued_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_admitted", b"num_admitted", "num_refused", b"num_refused", "num_running", b"num_running", "num_waiting", b"num_waiting", "num_worker_refusals", b"num_worker_refusals", "num_workers", b"num_workers", "policy", b"policy", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_queued_bytes", b"max_queued_bytes", "max_queued_requests", b"max_queued_requests", "num_admitted", b"num_admitted", "num_refused", b"num_refused", "num_running", b"num_running", "num_waiting", b"num_waiting", "num_worker_refusals", b"num_worker_refusals", "num_workers", b"num_workers", "policy", b"policy", "tasks", b"tasks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -133,9 +133,15 @@ def test_nothing_that_ended_makes_no_row() -> None:
     assert summarise(workload(), seen, {}, Labels(policy="fifo", workers=1, slo_scale=1.0)) == ()
 
 
-def measured(costs: StepCosts, *, idle_ttft_seconds: float) -> Measured:
+def measured(costs: StepCosts, *, idle_ttft_seconds: float, max_queued: int = 256) -> Measured:
     return Measured(
-        policy="fifo", num_workers=1, num_rows=8, costs=costs, idle_ttft_seconds=idle_ttft_seconds, num_idle_tokens=10
+        policy="fifo",
+        max_queued=max_queued,
+        num_workers=1,
+        num_rows=8,
+        costs=costs,
+        idle_ttft_seconds=idle_ttft_seconds,
+        num_idle_tokens=10,
     )
 
 
@@ -148,6 +154,16 @@ def test_what_is_foretold_of_requests_that_do_not_meet_is_what_the_costs_say() -
     assert told["tpot_p50_seconds"] == pytest.approx(0.012)
     assert told["attainment"] == 1.0
     assert told["goodput_rps"] == pytest.approx(4 / 30)
+
+
+def test_what_a_short_queue_refuses_is_foretold_so() -> None:
+    """Twelve at once: eight run, and as many wait as may."""
+    costs = StepCosts(base_seconds=0.01, prompt_token_seconds=0.001, sequence_seconds=0.002)
+    burst = workload(12, gap_seconds=1e-6)
+    told = [
+        foretell(burst, {}, measured(costs, idle_ttft_seconds=0.05, max_queued=most))["attainment"] for most in (1, 256)
+    ]
+    assert told == [pytest.approx(9 / 12), 1.0]
 
 
 def test_a_front_that_seems_to_cost_less_than_nothing_costs_nothing() -> None:

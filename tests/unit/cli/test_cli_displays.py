@@ -25,7 +25,9 @@ WORKER = WorkerView(
 )
 VIEW = SystemView(
     num_experts=192,
-    queue=QueueView(num_waiting=5, num_running=2, num_workers=1),
+    queue=QueueView(
+        num_waiting=5, num_running=2, num_workers=1, max_queued_requests=256, max_queued_bytes=64 * 1024 * 1024
+    ),
     workers=(WORKER,),
     rates={"w1": WorkerRates(prefill_tokens_per_second=200.0, decode_tokens_per_second=31.0, hit_rate=0.875)},
 )
@@ -52,6 +54,7 @@ def test_json_is_one_object_a_line() -> None:
     [worker] = lines[4]["workers"]
     assert (worker["num_resident"], worker["hit_rate"], worker["total_hit_rate"]) == (48, 0.875, 0.75)
     assert (lines[4]["num_experts"], lines[4]["queue"]["num_waiting"]) == (192, 5)
+    assert lines[4]["queue"]["max_queued_requests"] == 256
 
 
 def test_plain_lines_say_what_changed() -> None:
@@ -75,7 +78,7 @@ def test_plain_figures_come_only_now_and_then() -> None:
     assert len(out.getvalue().splitlines()) == 1
 
 
-@pytest.mark.parametrize("expected", ["48/192", "87.5%", "200", "31", "queue: 2 running, 5 waiting", "signal 9"])
+@pytest.mark.parametrize("expected", ["48/192", "87.5%", "200", "31", "queue: 2 running, 5 of 256 waiting", "signal 9"])
 def test_the_live_view_shows_each_figure(expected: str) -> None:
     out = io.StringIO()
     play(LiveDisplay(console=Console(file=out, force_terminal=True, width=140, color_system=None), title="emoe: m"))

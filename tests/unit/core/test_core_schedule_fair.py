@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from emoe.core.schedule.cluster import Cluster, WorkerReport
 from emoe.core.schedule.costs import FIRST_GUESS
-from emoe.core.schedule.fair import ANSWER_TOKEN_WEIGHT, MAX_TENANTS_KEPT, FairAdmission
+from emoe.core.schedule.counters import MAX_TENANTS_KEPT
+from emoe.core.schedule.fair import ANSWER_TOKEN_WEIGHT, MAX_LOOKS, FairAdmission
 from emoe.core.schedule.policies import make_policy
 from emoe.core.schedule.request import QueuedRequest
 
@@ -24,10 +25,10 @@ def request(request_id: str, tenant: str, *, num_tokens: int = 10, arrived_secon
     )
 
 
-def roomy() -> Cluster:
+def roomy(max_tokens: int = 10_000) -> Cluster:
     cluster = Cluster()
     cluster.update(
-        WorkerReport(worker_id="w", free_sequences=10_000, max_tokens_per_sequence=10_000, costs=FIRST_GUESS)
+        WorkerReport(worker_id="w", free_sequences=10_000, max_tokens_per_sequence=max_tokens, costs=FIRST_GUESS)
     )
     return cluster
 
@@ -65,6 +66,37 @@ def test_idle_time_is_not_saved_up() -> None:
     for number in range(10):
         policy.add(request(f"b{number}", "b"), 0.0)
     assert sorted(one.tenant for one in taken(policy, 4)) == ["a", "a", "b", "b"]
+
+
+def test_a_tenant_that_nobody_waited_beside_is_not_kept_waiting_by_one_that_is_new() -> None:
+    policy = fair()
+    for number in range(20):
+        policy.add(request(f"a{number}", "a"), 0.0)
+        taken(policy, 1)
+    for name in ("b0", "b1", "a20", "a21"):
+        policy.add(request(name, name[0]), 0.0)
+    assert sorted(one.tenant for one in taken(policy, 2)) == ["a", "b"]
+
+
+def test_every_tenant_gets_a_look_where_the_least_served_have_nothing_that_fits() -> None:
+    policy, cluster = fair(), roomy(max_tokens=100)
+    num_tenants = 10 * MAX_LOOKS
+    for number in range(num_tenants):
+        policy.add(request(f"long{number}", f"tenant{number:02}", num_tokens=1000), 0.0)
+    policy.add(request("short", f"tenant{num_tenants - 1}"), 0.0)
+
+    picks = [policy.pick(cluster, 0.0) for _ in range(num_tenants)]
+
+    assert [one.request.request_id for one in picks if one is not None] == ["short"]
+
+
+def test_looks_go_round_and_the_least_served_have_theirs_each_time() -> None:
+    """Many picks in vain have gone anywhere; then there is room for all, and the order is that of the counters."""
+    policy, small = fair(), roomy(max_tokens=100)
+    for number in range(3 * MAX_LOOKS):
+        policy.add(request(f"long{number}", f"tenant{number:02}", num_tokens=1000), 0.0)
+    assert [policy.pick(small, 0.0) for _ in range(50)] == [None] * 50
+    assert [one.tenant for one in taken(policy, 3)] == ["tenant00", "tenant01", "tenant02"]
 
 
 @given(

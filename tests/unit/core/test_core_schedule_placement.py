@@ -42,7 +42,7 @@ def workers(**coverage: float) -> Cluster:
 
 
 def placed(placement: str, cluster: Cluster, one: QueuedRequest, *, may: list[bool] | None = None) -> str:
-    allowed = np.array(may) if may is not None else cluster.fits(one)
+    allowed = np.array(may).nonzero()[0] if may is not None else cluster.fitting(one)
     return cluster.worker_id(PLACEMENTS[placement].place(one, cluster, allowed, 0.0).row)
 
 

@@ -46,11 +46,13 @@ def test_options_come_as_tensors() -> None:
         typed("seed", "INT64", "int64_contents", -3),
         text("stop", b"A", "ß".encode()),
         text("task", b"code"),
+        text("tenant", b"blue"),
         typed("raw", "BOOL", "bool_contents", True),
         id="mine",
     )
     sampling = request.sampling
-    assert (request.text, request.task, request.raw, request.request_id) == ("Hello", "code", True, "mine")
+    assert (request.text, request.task, request.tenant) == ("Hello", "code", "blue")
+    assert (request.raw, request.request_id) == (True, "mine")
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (9, 0.5, 0.9)
     assert (sampling.top_k, sampling.seed, list(sampling.stop)) == (7, -3, ["A", "ß"])
 
@@ -279,7 +281,7 @@ def test_a_request_that_does_not_hold_together_is_refused_by_name(name: str) -> 
 def test_metadata_names_every_input_that_is_read() -> None:
     metadata = describe_model("m")
     assert {(one.name, one.datatype, tuple(one.shape)) for one in metadata.inputs} == {
-        *((name, "BYTES", (1,)) for name in ("text_input", "sampling_parameters", "task")),
+        *((name, "BYTES", (1,)) for name in ("text_input", "sampling_parameters", "task", "tenant")),
         *((name, "INT32", (1,)) for name in ("max_tokens", "top_k")),
         *((name, "FP32", (1,)) for name in ("temperature", "top_p")),
         *((name, "BOOL", (1,)) for name in ("raw", "stream", "exclude_input_in_output")),

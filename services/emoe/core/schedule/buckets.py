@@ -91,10 +91,10 @@ class DueBuckets:
         largest = self._in_order(self._largest)
         taken: list[str] = []
         for _ in range(most):
-            last = int(np.argmax(spare < 0.0))
+            last = int((spare < 0.0).argmax())
             if not spare[last] < 0.0:
                 break
-            place = int(np.argmax(largest[: last + 1]))
+            place = int(largest[: last + 1].argmax())
             index = (place + begin) % NUM_BUCKETS
             spare[place:] += largest[place]
             taken.append(self._heaps[index][0][1])

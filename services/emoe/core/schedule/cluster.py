@@ -19,6 +19,8 @@ from emoe.core.schedule.table import FloatArray, WorkerTable
 __all__ = ["Cluster", "WorkerReport"]
 
 BoolArray = npt.NDArray[np.bool_]
+RowArray = npt.NDArray[np.intp]
+"""Workers, by their places."""
 
 
 class Cluster:
@@ -122,7 +124,12 @@ class Cluster:
             running.worker.end(running, now_seconds)
             self.num_free_sequences += running.worker.free_sequences > 0
 
+    def fitting(self, request: QueuedRequest) -> RowArray:
+        """Those that `fits`."""
+        return self.fits(request).nonzero()[0]
+
     def fits(self, request: QueuedRequest) -> BoolArray:
+        """Where a sequence of its length is free."""
         table = self.table
         fits: BoolArray = table.free > 0.0
         if self.limits and request.num_kv_tokens > self.limits[0]:
@@ -185,13 +192,16 @@ class Cluster:
 
     def predict_wait_seconds(self, request: QueuedRequest, now_seconds: float) -> FloatArray:
         """From now to its first token: the prompts that were sent before it, its own, and experts that it misses."""
-        table = self.table
-        num_steps = np.ceil(float(request.num_prompt_tokens) / table.room)
-        num_steps *= table.step
-        num_steps += self.delay_seconds(request)
-        num_steps += self.backlog_seconds(now_seconds)
-        wait: FloatArray = num_steps
-        return wait
+        return self.forecast(request, now_seconds)[0]
+
+    def forecast(self, request: QueuedRequest, now_seconds: float) -> tuple[FloatArray, FloatArray]:
+        """`predict_wait_seconds` and `delay_seconds`."""
+        table, delay = self.table, self.delay_seconds(request)
+        wait: FloatArray = np.ceil(request.num_prompt_tokens / table.room)
+        wait *= table.step
+        wait += delay
+        wait += np.maximum(table.clear - now_seconds, 0.0)
+        return wait, delay
 
     def wait_seconds_on(self, row: int, request: QueuedRequest, now_seconds: float) -> float:
         """The same on one worker."""

@@ -10,6 +10,7 @@ import dataclasses
 import enum
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 
 class DecisionKind(enum.Enum):
@@ -31,25 +32,26 @@ ENDS = frozenset({DecisionKind.DONE, DecisionKind.CANCELLED, DecisionKind.EXPIRE
 """With REFUSED, how a request leaves: each in exactly one of them."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
+    """A tuple, since one is made for every request that comes and goes."""
+
     at_seconds: float
     kind: DecisionKind
     request_id: str
     task: str
     tenant: str
-    worker_id: str = ""
     reason: str
     """In words, with the figures that decided."""
     age_seconds: float
     """Since its arrival."""
+    num_waiting: int
+    num_workers: int
+    worker_id: str = ""
     predicted_ttft_seconds: float = 0.0
     """From its arrival, as foretold at admission."""
     due_seconds: float = 0.0
     """From its arrival, the latest first token with which its targets hold; 0 where it has none."""
     coverage: float = 0.0
-    num_waiting: int
-    num_workers: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ import dataclasses
 
 from emoe.core.schedule.cluster import Cluster
 from emoe.core.schedule.decisions import DecisionKind, DecisionLog
+from emoe.core.schedule.fair import FairAdmission
 from emoe.core.schedule.policy import Admission, AdmissionPolicy
 from emoe.core.schedule.rate import TokenRate
 from emoe.core.schedule.request import QueuedRequest
@@ -60,10 +61,13 @@ class Desk:
         decisions: DecisionLog | None = None,
     ) -> None:
         self._policy = policy
+        self._fair = policy if isinstance(policy, FairAdmission) else None
+        """It counts what each tenant gets."""
         self._cluster = cluster
         self._max_requests = max_requests
         self._max_bytes = max_bytes
         self._writer = DecisionWriter(decisions, cluster) if decisions is not None else None
+        policy.on_deferred = self._write_deferred if decisions is not None else None
         self._waiting: dict[str, QueuedRequest] = {}
         self._running: dict[str, _Running] = {}
         self._shares = TenantShares(max_requests=max_requests, max_bytes=max_bytes)
@@ -88,7 +92,8 @@ class Desk:
     @property
     def num_entries(self) -> int:
         """In all tables of requests: 0 when nothing waits or runs."""
-        return len(self._waiting) + len(self._running) + len(self._policy) + len(self._shares)
+        num_charged = self._fair.num_charged if self._fair is not None else 0
+        return len(self._waiting) + len(self._running) + len(self._policy) + len(self._shares) + num_charged
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._waiting or request_id in self._running
@@ -145,6 +150,8 @@ class Desk:
         if num_tokens >= running.num_tokens_told + PROGRESS_TOKENS:
             running.num_tokens_told = num_tokens
             self._cluster.progressed(request_id, num_tokens, now_seconds)
+            if self._fair is not None:
+                self._fair.progressed(request_id, num_tokens)
 
     def end(self, request_id: str, now_seconds: float, kind: DecisionKind, *, reason: str = "") -> None:
         """However it ends, waiting or running, it is out of every table. Whoever has left already is no error."""
@@ -152,6 +159,8 @@ class Desk:
         worker_id = ""
         if (running := self._running.pop(request_id, None)) is not None:
             self._cluster.end(request_id, now_seconds)
+            if self._fair is not None:
+                self._fair.ended(request_id, running.num_tokens)
             request, worker_id = running.request, running.worker_id
         elif (waiting := self._waiting.get(request_id)) is not None:
             request = waiting
@@ -170,7 +179,8 @@ class Desk:
         return min(max(self._waiting_tokens / rate, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
     def _look(self, now_seconds: float) -> None:
-        self._rate.look(now_seconds, is_busy=bool(self._waiting))
+        if now_seconds != self._rate.last_seconds:
+            self._rate.look(now_seconds, is_busy=bool(self._waiting))
 
     def _exceeded(self, newcomer: QueuedRequest) -> str:
         """Which bound it would exceed. An empty queue always has room for one: it may start at once."""
@@ -221,6 +231,9 @@ class Desk:
                 predicted_ttft_seconds=admission.predicted_ttft_seconds,
                 coverage=admission.coverage,
             )
+
+    def _write_deferred(self, request: QueuedRequest, now_seconds: float, why: str) -> None:
+        self._write(DecisionKind.DEFERRED, request, now_seconds, reason=why)
 
     def _write(
         self, kind: DecisionKind, request: QueuedRequest, now_seconds: float, *, reason: str, worker_id: str = ""

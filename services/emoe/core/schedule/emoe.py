@@ -8,13 +8,9 @@ the sequences' room, not of their number.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-
-from emoe.core.schedule.cluster import BoolArray, Cluster
+from emoe.core.schedule.cluster import Cluster, RowArray
 from emoe.core.schedule.placement import Placement
-from emoe.core.schedule.policy import Admission
+from emoe.core.schedule.policy import Admission, OnDeferred
 from emoe.core.schedule.request import QueuedRequest
 from emoe.core.schedule.waiting import Waiting, by_arrival
 
@@ -23,11 +19,14 @@ PATIENCE_SECONDS = 60.0
 MAX_LOOKS = 4
 """Candidates that one pick tries; the paper tries all."""
 
+TOO_LATE = "late: no worker that is free would be in time"
+
 
 class EmoeAdmission:
     name = "emoe"
 
     def __init__(self, placement: Placement) -> None:
+        self.on_deferred: OnDeferred | None = None
         self._placement = placement
         self._hopeful = Waiting(_due)
         self._late = Waiting(by_arrival)
@@ -56,26 +55,27 @@ class EmoeAdmission:
         request = self._late.first(cluster.limits, cluster.most_tokens())
         if request is None or now_seconds - request.arrived_seconds < PATIENCE_SECONDS:
             return None
-        fits = cluster.fits(request)
-        spare = np.where(fits, cluster.least_slack_seconds - cluster.delay_seconds(request), -math.inf)
-        return self._admit(request, cluster, fits & (spare == spare.max()), now_seconds, "waited longest")
+        rows = cluster.fitting(request)
+        spare = (cluster.least_slack_seconds - cluster.delay_seconds(request))[rows]
+        return self._admit(request, cluster, rows[spare == spare.max()], now_seconds, "waited longest")
 
     def _pick_in_time(self, cluster: Cluster, now_seconds: float) -> Admission | None:
         admission, too_late = None, []
         for due, _, _, request in self._hopeful.first_ones(cluster.limits, cluster.most_tokens(), MAX_LOOKS):
-            wait = cluster.predict_wait_seconds(request, now_seconds)
-            in_time = cluster.fits(request)
-            in_time &= wait <= due - now_seconds
-            may = in_time & _harmless(request, cluster)
-            if np.count_nonzero(may):
-                place = self._placement.place(request, cluster, may, now_seconds, wait_seconds=wait)
+            wait, delay = cluster.forecast(request, now_seconds)
+            in_time = (wait <= due - now_seconds) & cluster.fits(request)
+            rows = (in_time & (cluster.least_slack_seconds >= delay)).nonzero()[0]
+            if len(rows):
+                place = self._placement.place(request, cluster, rows, now_seconds, wait_seconds=wait)
                 admission = place.admit(request, cluster, now_seconds, "strictest that makes nobody late")
                 break
-            if not np.count_nonzero(in_time):
+            if not in_time.any():
                 too_late.append(request)
         for request in too_late:
             self._hopeful.discard(request.request_id)
             self._late.add(request)
+            if self.on_deferred is not None:
+                self.on_deferred(request, now_seconds, TOO_LATE)
         if admission is not None:
             self.discard(admission.request.request_id)
         return admission
@@ -84,21 +84,17 @@ class EmoeAdmission:
         request = self._late.first(cluster.limits, cluster.most_tokens())
         if request is None:
             return None
-        may = cluster.fits(request) & _harmless(request, cluster)
-        if not np.count_nonzero(may):
+        harmless = cluster.least_slack_seconds >= cluster.delay_seconds(request)
+        rows = (cluster.fits(request) & harmless).nonzero()[0]
+        if not len(rows):
             return None
-        return self._admit(request, cluster, may, now_seconds, "late, and makes nobody else late")
+        return self._admit(request, cluster, rows, now_seconds, "late, and makes nobody else late")
 
     def _admit(
-        self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float, why: str
+        self, request: QueuedRequest, cluster: Cluster, rows: RowArray, now_seconds: float, why: str
     ) -> Admission:
         self.discard(request.request_id)
-        return self._placement.place(request, cluster, may, now_seconds).admit(request, cluster, now_seconds, why)
-
-
-def _harmless(request: QueuedRequest, cluster: Cluster) -> BoolArray:
-    harmless: BoolArray = cluster.least_slack_seconds >= cluster.delay_seconds(request)
-    return harmless
+        return self._placement.place(request, cluster, rows, now_seconds).admit(request, cluster, now_seconds, why)
 
 
 def _due(request: QueuedRequest) -> float:

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from emoe.core.schedule.buckets import DueBuckets, due_of
-from emoe.core.schedule.cluster import BoolArray, Cluster
-from emoe.core.schedule.openings import Openings
-from emoe.core.schedule.placement import Placement
-from emoe.core.schedule.policy import Admission
+from emoe.core.schedule.cluster import Cluster, RowArray
+from emoe.core.schedule.openings import Openings, TurnedDown
+from emoe.core.schedule.placement import Place, Placement
+from emoe.core.schedule.policy import Admission, OnDeferred
 from emoe.core.schedule.request import QueuedRequest
 from emoe.core.schedule.waiting import Waiting, by_arrival
 
@@ -25,7 +23,7 @@ PATIENCE_SECONDS = 60.0
 """What waits without a target is due after so long; and so long after it came, one that is late runs out of turn."""
 LATE_EVERY = 8
 """At most one of so many admissions is such a late one."""
-MAX_LOOKS = 3
+MAX_LOOKS = 8
 """Candidates that one pick tries; the next one goes on."""
 MAX_GIVE_WAY = 8
 """In one look."""
@@ -36,6 +34,10 @@ LOOK_SECONDS = 0.01
 RATE_RATIO = 0.9
 """Of the workers' rate at prompts, what is counted on."""
 
+GAVE_WAY = "gave way: more is due than the workers can do until then, and its prompt is among the longest"
+OVERDUE = "late: due by now, by its targets or by how long anything waits"
+TOO_LATE = "late: no worker would be in time"
+
 
 class OnTimeAdmission:
     """Of three queues: hopeful, deferred (it gave way, and may still be in time), late."""
@@ -43,12 +45,15 @@ class OnTimeAdmission:
     name = "ontime"
 
     def __init__(self, placement: Placement) -> None:
+        self.on_deferred: OnDeferred | None = None
         self._placement = placement
         self._buckets = DueBuckets()
         self._hopeful = Waiting(_due)
         self._deferred = Waiting(_due)
         self._late = Waiting(by_arrival)
         self._num_until_late = 0
+        self._patience_seconds = math.inf
+        """Nothing that is late has waited too long before then."""
         self._next_look_seconds = -math.inf
         self._missed_seconds = -math.inf
         """When none of the candidates could be let in where there was room."""
@@ -68,9 +73,7 @@ class OnTimeAdmission:
             self._late.discard(request_id)
 
     def pick(self, cluster: Cluster, now_seconds: float) -> Admission | None:
-        if not len(self) or cluster.num_free_sequences <= 0:
-            return None
-        if 0.0 <= now_seconds - self._missed_seconds < RETRY_SECONDS:
+        if cluster.num_free_sequences <= 0 or 0.0 <= now_seconds - self._missed_seconds < RETRY_SECONDS:
             return None
         openings = Openings(cluster, now_seconds)
         if not openings.num:
@@ -92,9 +95,15 @@ class OnTimeAdmission:
         for request_id in self._buckets.take_overdue(now_seconds):
             gone = self._hopeful.discard(request_id)
             if gone is not None:
-                self._late.add(gone)
+                self._is_late(gone, now_seconds, OVERDUE)
         for request in self._deferred.take_until(now_seconds):
-            self._late.add(request)
+            self._is_late(request, now_seconds, OVERDUE)
+
+    def _is_late(self, request: QueuedRequest, now_seconds: float, why: str) -> None:
+        self._late.add(request)
+        if self.on_deferred is not None:
+            self.on_deferred(request, now_seconds, why)
+        self._patience_seconds = min(self._patience_seconds, request.arrived_seconds + PATIENCE_SECONDS)
 
     def _give_way(self, cluster: Cluster, now_seconds: float) -> None:
         rate = RATE_RATIO * cluster.prompt_tokens_per_second()
@@ -105,18 +114,21 @@ class OnTimeAdmission:
             request = self._hopeful.discard(request_id)
             if request is not None:
                 self._deferred.add(request)
+                if self.on_deferred is not None:
+                    self.on_deferred(request, now_seconds, GAVE_WAY)
 
     def _pick_waited_long(self, cluster: Cluster, openings: Openings, now_seconds: float) -> Admission | None:
-        if self._num_until_late > 0 or not self._late:
+        if self._num_until_late > 0 or now_seconds < self._patience_seconds:
             return None
+        self._patience_seconds = self._late.least_key + PATIENCE_SECONDS
         request = self._late.first(cluster.limits, cluster.most_tokens())
         if request is None or now_seconds - request.arrived_seconds < PATIENCE_SECONDS:
             return None
-        may = openings.fitting(request)
-        if not np.count_nonzero(may):
+        rows = openings.fitting(request).nonzero()[0]
+        if not len(rows):
             return None
         self._num_until_late = LATE_EVERY
-        return self._admit(request, cluster, may, now_seconds, "late, and waited longest")
+        return self._admit(request, cluster, rows, now_seconds, "late, and waited longest")
 
     def _pick_in_time(
         self, queue: Waiting, cluster: Cluster, openings: Openings, now_seconds: float
@@ -126,14 +138,14 @@ class OnTimeAdmission:
         admission, too_late = None, []
         for due, _, _, request in queue.first_ones(cluster.limits, cluster.most_tokens(), MAX_LOOKS):
             place = openings.find(request, due, self._placement)
-            if place is not None:
+            if isinstance(place, Place):
                 admission = place.admit(request, cluster, now_seconds, "due soonest of those in time")
                 break
-            if openings.is_late(request, due):
+            if place is TurnedDown.LATE:
                 too_late.append(request)
         for request in too_late:
             self.discard(request.request_id)
-            self._late.add(request)
+            self._is_late(request, now_seconds, TOO_LATE)
         if admission is not None:
             self._take(admission)
         return admission
@@ -147,15 +159,15 @@ class OnTimeAdmission:
         request = self._late.first(cluster.limits, cluster.most_tokens())
         if request is None:
             return None
-        may = openings.harmless(request, cluster.delay_seconds(request))
-        if not np.count_nonzero(may):
+        rows = openings.harmless(request, cluster.delay_seconds(request)).nonzero()[0]
+        if not len(rows):
             return None
-        return self._admit(request, cluster, may, now_seconds, "late, and nothing that can be in time waits")
+        return self._admit(request, cluster, rows, now_seconds, "late, and nothing that can be in time waits")
 
     def _admit(
-        self, request: QueuedRequest, cluster: Cluster, may: BoolArray, now_seconds: float, why: str
+        self, request: QueuedRequest, cluster: Cluster, rows: RowArray, now_seconds: float, why: str
     ) -> Admission:
-        admission = self._placement.place(request, cluster, may, now_seconds).admit(request, cluster, now_seconds, why)
+        admission = self._placement.place(request, cluster, rows, now_seconds).admit(request, cluster, now_seconds, why)
         self._take(admission)
         return admission
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from emoe.core.schedule.cluster import Cluster
 from emoe.core.schedule.placement import Placement
-from emoe.core.schedule.policy import Admission
+from emoe.core.schedule.policy import Admission, OnDeferred
 from emoe.core.schedule.request import QueuedRequest
 from emoe.core.schedule.waiting import Waiting, by_arrival, by_due_time, by_work
 
@@ -17,6 +17,8 @@ from emoe.core.schedule.waiting import Waiting, by_arrival, by_due_time, by_work
 class OrderedAdmission:
     def __init__(self, name: str, key: Callable[[QueuedRequest], float], placement: Placement, why: str) -> None:
         self.name = name
+        self.on_deferred: OnDeferred | None = None
+        """Never told: an order puts nothing back."""
         self._waiting = Waiting(key)
         self._placement = placement
         self._why = why
@@ -37,7 +39,7 @@ class OrderedAdmission:
         if request is None:
             return None
         self._waiting.discard(request.request_id)
-        place = self._placement.place(request, cluster, cluster.fits(request), now_seconds)
+        place = self._placement.place(request, cluster, cluster.fitting(request), now_seconds)
         return place.admit(request, cluster, now_seconds, self._why)
 
 

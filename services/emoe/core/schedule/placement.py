@@ -9,9 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-
-from emoe.core.schedule.cluster import BoolArray, Cluster
+from emoe.core.schedule.cluster import Cluster, RowArray
 from emoe.core.schedule.policy import Admission
 from emoe.core.schedule.request import QueuedRequest
 from emoe.core.schedule.table import FloatArray
@@ -42,12 +40,12 @@ class Placement(Protocol):
         self,
         request: QueuedRequest,
         cluster: Cluster,
-        may: BoolArray,
+        rows: RowArray,
         now_seconds: float,
         *,
         wait_seconds: FloatArray | None = None,
     ) -> Place:
-        """On one of those that `may`; there is one at least. `wait_seconds`: the cluster's forecast of it, if known."""
+        """On one of those rows; there is one at least. `wait_seconds`: the cluster's forecast for all, if known."""
         ...
 
 
@@ -66,12 +64,12 @@ class MostFree:
         self,
         request: QueuedRequest,
         cluster: Cluster,
-        may: BoolArray,
+        rows: RowArray,
         now_seconds: float,
         *,
         wait_seconds: FloatArray | None = None,
     ) -> Place:
-        row = int(np.argmax(np.where(may, cluster.free_sequences, -1.0)))
+        row = int(rows[cluster.free_sequences[rows].argmax()])
         if wait_seconds is not None:
             return Place(row=row, wait_seconds=float(wait_seconds[row]))
         return Place(row=row, wait_seconds=cluster.wait_seconds_on(row, request, now_seconds))
@@ -86,15 +84,17 @@ class LeastWait:
         self,
         request: QueuedRequest,
         cluster: Cluster,
-        may: BoolArray,
+        rows: RowArray,
         now_seconds: float,
         *,
         wait_seconds: FloatArray | None = None,
     ) -> Place:
+        if len(rows) == 1:
+            return _only(rows, request, cluster, now_seconds)
         forecast = cluster.predict_wait_seconds(request, now_seconds) if wait_seconds is None else wait_seconds
-        wait = np.where(may, forecast, np.inf)
-        row = int(np.argmin(wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences))
-        return Place(row=row, wait_seconds=float(wait[row]))
+        worth = forecast[rows] - FREE_SEQUENCE_SECONDS * cluster.free_sequences[rows]
+        row = int(rows[worth.argmin()])
+        return Place(row=row, wait_seconds=float(forecast[row]))
 
 
 class Residency:
@@ -110,21 +110,28 @@ class Residency:
         self,
         request: QueuedRequest,
         cluster: Cluster,
-        may: BoolArray,
+        rows: RowArray,
         now_seconds: float,
         *,
         wait_seconds: FloatArray | None = None,
     ) -> Place:
+        if len(rows) == 1:
+            return _only(rows, request, cluster, now_seconds)
         forecast = cluster.predict_wait_seconds(request, now_seconds) if wait_seconds is None else wait_seconds
-        wait = np.where(may, forecast, np.inf)
-        worth = wait - FREE_SEQUENCE_SECONDS * cluster.free_sequences
         left = request.first_token_due_seconds - now_seconds
-        in_time = wait <= left
-        if in_time.any():
-            coverage_seconds = min(left, DEFAULT_LEFT_SECONDS)
-            worth = np.where(in_time, worth - coverage_seconds * cluster.coverage(request.task), np.inf)
-        row = int(np.argmin(worth))
-        return Place(row=row, wait_seconds=float(wait[row]))
+        in_time = rows[forecast[rows] <= left]
+        if len(in_time):
+            rows = in_time
+        worth = forecast[rows] - FREE_SEQUENCE_SECONDS * cluster.free_sequences[rows]
+        if len(in_time):
+            worth -= min(left, DEFAULT_LEFT_SECONDS) * cluster.coverage(request.task)[rows]
+        row = int(rows[worth.argmin()])
+        return Place(row=row, wait_seconds=float(forecast[row]))
+
+
+def _only(rows: RowArray, request: QueuedRequest, cluster: Cluster, now_seconds: float) -> Place:
+    row = int(rows[0])
+    return Place(row=row, wait_seconds=cluster.wait_seconds_on(row, request, now_seconds))
 
 
 PLACEMENTS: Mapping[str, Placement] = {

@@ -6,16 +6,15 @@ It has no clock and does no I/O: the service's dispatcher and the simulator driv
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from emoe.core.schedule.cluster import Cluster
 from emoe.core.schedule.request import QueuedRequest
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Admission:
-    """`reason` says in words, with figures, why this one, there and now.."""
+class Admission(NamedTuple):
+    """`reason` says in words, with figures, why this one, there and now."""
 
     request: QueuedRequest
     worker_id: str
@@ -25,8 +24,15 @@ class Admission:
     reason: str
 
 
+OnDeferred = Callable[[QueuedRequest, float, str], None]
+"""Which, at what time in seconds, and why."""
+
+
 class AdmissionPolicy(Protocol):
     name: str
+    on_deferred: OnDeferred | None
+    """Told, while it picks, of each request that it puts behind others which can still be in time; None where nobody
+    wants to know."""
 
     def add(self, request: QueuedRequest, now_seconds: float) -> None: ...
 

@@ -16,16 +16,16 @@ class TokenRate:
     def __init__(self) -> None:
         self._tokens = 0.0
         self._seconds = 0.0
-        self._last_seconds: float | None = None
+        self.last_seconds: float | None = None
 
     def look(self, now_seconds: float, *, is_busy: bool) -> None:
         """Called before anything changes: `is_busy` says whether requests have waited since the last look."""
-        if is_busy and self._last_seconds is not None and now_seconds > self._last_seconds:
-            passed = now_seconds - self._last_seconds
+        if is_busy and self.last_seconds is not None and now_seconds > self.last_seconds:
+            passed = now_seconds - self.last_seconds
             kept = math.exp(-passed / _MEMORY_SECONDS)
             self._tokens *= kept
             self._seconds = self._seconds * kept + passed
-        self._last_seconds = now_seconds
+        self.last_seconds = now_seconds
 
     def add(self, num_tokens: int, *, is_busy: bool) -> None:
         if is_busy:

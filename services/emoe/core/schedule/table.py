@@ -104,12 +104,6 @@ class WorkerTable:
         """Zeros for a task that no worker reported."""
         return self._coverage.get(task, self._nothing)[: self.num_rows]
 
-    def extremes(self, rows: npt.NDArray[np.intp]) -> tuple[dict[str, float], dict[str, float]]:
-        """The least and the most of each figure over some workers."""
-        cells = self._cells[:, rows]
-        least, most = cells.min(axis=1).tolist(), cells.max(axis=1).tolist()
-        return dict(zip(COLUMNS, least, strict=True)), dict(zip(COLUMNS, most, strict=True))
-
     def _look(self) -> None:
         for name, cells in zip(COLUMNS, self._cells, strict=True):
             setattr(self, name, cells[: self.num_rows])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import math
 from collections.abc import Callable, Iterator
 
 from emoe.core.schedule.request import QueuedRequest
@@ -63,10 +64,16 @@ class Waiting:
             self._sort_into_lanes()
         return entry[-1]
 
+    @property
+    def least_key(self) -> float:
+        """Of all that wait, whether or not it fits anywhere; infinity where nothing does."""
+        heads = [head[0] for lane in self._lanes if (head := self._head(lane)) is not None]
+        return min(heads, default=math.inf)
+
     def first(self, limits: tuple[int, ...], most_tokens: int) -> QueuedRequest | None:
         """The first of those that take no more than `most_tokens`, one of the `limits` of the workers, or 0."""
         heads = self._heads(limits, most_tokens)
-        return min(heads)[0][-1] if heads else None
+        return heads[0][0][-1] if heads else None
 
     def first_ones(self, limits: tuple[int, ...], most_tokens: int, num: int) -> Iterator[Entry]:
         """So many of the same at most, in order; they stay where they are. Nothing may change meanwhile."""
@@ -74,11 +81,12 @@ class Waiting:
         for _ in range(MAX_STEPS * num):
             if not ahead or num == 0:
                 return
-            entry, number, place = heapq.heappop(ahead)
+            entry, number, place = ahead[0]
             if self._entries.get(entry[-1].request_id) is entry:
                 yield entry
                 num -= 1
             lane = self._lanes[number]
+            heapq.heappop(ahead)
             for below in range(2 * place + 1, min(2 * place + 3, len(lane))):
                 heapq.heappush(ahead, (lane[below], number, below))
 
@@ -97,8 +105,8 @@ class Waiting:
             self._limits = limits
             self._sort_into_lanes()
         heads = []
-        for number in range(bisect.bisect_right(limits, most_tokens)):
-            head = self._head(self._lanes[number])
+        for number, lane in enumerate(self._lanes[: bisect.bisect_right(limits, most_tokens)]):
+            head = self._head(lane)
             if head is not None:
                 heads.append((head, number, 0))
         if len(heads) > 1:
