@@ -57,7 +57,7 @@ async def test_every_default_is_filled_in_by_the_server(kube: KubeObjects) -> No
             "refreshIntervalPrompts": 40,
             "planner": "global",
         },
-        "scheduling": {"policy": "fifo", "maxQueuedRequests": 256, "identifyTasks": True},
+        "scheduling": {"policy": "ontime", "maxQueuedRequests": 256, "identifyTasks": True},
         "workers": {"replicas": 1, "maxContext": 2048, "maxConcurrency": 8},
         "services": {"scheduler": {"replicas": 1}},
         "service": {"type": "ClusterIP", "port": 8000},

@@ -140,7 +140,7 @@ async def test_at_a_full_queue_the_greedy_tenant_gives_way_and_status_counts_it(
     assert (decision.request_id, decision.tenant) == ("greedy 1", "greedy")
     await door.until(num_waiting=2, num_refused=1, num_admitted=0)
     status = await door.stub.GetStatus(scheduler_pb2.GetSchedulerStatusRequest())
-    assert status.policy == "fifo"
+    assert status.policy == "ontime"
     modest.cancel()
     greedy[0].cancel()
 

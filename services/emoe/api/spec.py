@@ -191,7 +191,7 @@ class Task(ApiModel):
 class Scheduling(ApiModel):
     """In which order requests run, how many may wait, and whether tasks are identified."""
 
-    policy: Literal["fifo", "shortest", "edf", "emoe", "ontime"] = "fifo"
+    policy: Literal["fifo", "shortest", "edf", "emoe", "ontime"] = "ontime"
     """fifo: first come, first served. shortest: the least work first. edf: the earliest deadline first. emoe: the
     strictest first, where it makes no running request late. ontime: as many as possible within their targets."""
     placement: Literal["most-free", "least-wait", "residency"] | None = None

@@ -49,7 +49,9 @@ def bench_serve_command(
         ),
     ] = None,
     tls: Annotated[bool, typer.Option("--tls", help="With --target: by TLS, as a gateway may want it.")] = False,
-    state_dir: Annotated[Path | None, typer.Option(help="Of the emoe up.", show_default="as emoe up's")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(envvar="EMOE_STATE_DIR", help="Of the emoe up.", show_default="as emoe up's")
+    ] = None,
     replays: Annotated[int, typer.Option(min=1, help="So often, one after the other.")] = 1,
     compare: Annotated[
         bool,

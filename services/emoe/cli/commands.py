@@ -98,7 +98,7 @@ def up(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto")] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Which request runs next: fifo, shortest, edf, emoe or ontime.", show_default="fifo"),
+        typer.Option(help="Which request runs next: fifo, shortest, edf, emoe or ontime.", show_default="ontime"),
     ] = None,
     placement: Annotated[
         str | None,

@@ -46,7 +46,7 @@ def replay_command(
     ] = None,
     policy: Annotated[
         str | None,
-        typer.Option(help="Which request runs next: fifo, shortest, edf, emoe or ontime.", show_default="fifo"),
+        typer.Option(help="Which request runs next: fifo, shortest, edf, emoe or ontime.", show_default="ontime"),
     ] = None,
     windows: Annotated[int, typer.Option(min=1, help="Stretches of time with rows of their own.")] = 6,
     seed: SeedOption = 0,

@@ -35,7 +35,7 @@ class SchedulerSettings(ServiceSettings):
     """host:port of the loader, which keeps the list of workers."""
     model_name: str = Field(default="emoe", min_length=1)
     """What clients of the Open Inference Protocol call the model."""
-    policy: str = "fifo"
+    policy: str = "ontime"
     """Which waiting request runs next: fifo, shortest (the least expected work), edf (the soonest due first token),
     emoe (the paper's rule), or ontime (those that can still be in time)."""
     placement: str | None = None
