@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emoe.core.schedule.buckets import NUM_BUCKETS, WIDTH_SECONDS, DueBuckets
+from emoe.core.schedule.buckets import NUM_BUCKETS, WIDTH_SECONDS, Capacity, DueBuckets
 
 JOBS = st.lists(st.tuples(st.integers(0, NUM_BUCKETS - 2), st.integers(1, 500), st.booleans()), min_size=1, max_size=12)
 
 
 def excess(buckets: DueBuckets, now: float = 0.0, *, rate: float = 100.0, busy: float = 0.0) -> str | None:
-    taken = buckets.take_excess(now, tokens_per_second=rate, busy_tokens=busy, most=1)
+    taken = buckets.take_excess(now, Capacity(tokens_per_second=rate, busy_tokens=busy), most=1)
     return taken[0] if taken else None
 
 
@@ -42,7 +42,7 @@ def test_several_at_once_are_those_of_one_look_after_another(jobs: list[tuple[in
     for number, (bucket, tokens, _) in enumerate(jobs):
         for buckets in (at_once, singly):
             buckets.add(str(number), (bucket + 0.5) * WIDTH_SECONDS, tokens)
-    named = at_once.take_excess(0.0, tokens_per_second=100.0, busy_tokens=0.0, most=5)
+    named = at_once.take_excess(0.0, Capacity(tokens_per_second=100.0), most=5)
     assert named == [name for name in (excess(singly) for _ in range(5)) if name is not None]
     assert len(at_once) == len(singly) == len(jobs) - len(named)
 

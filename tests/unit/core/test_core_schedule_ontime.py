@@ -18,15 +18,21 @@ any_number = pytest.mark.parametrize("num", [1, 3], ids=["one opening", "several
 
 
 def request(
-    name: str, tokens: int, *, ttft: float | None = None, tpot: float | None = None, arrived: float = 0.0
+    name: str,
+    tokens: int,
+    *,
+    ttft: float | None = None,
+    tpot: float | None = None,
+    arrived: float = 0.0,
+    answer: int = 100,
 ) -> QueuedRequest:
     return QueuedRequest(
         request_id=name,
         task="qa",
         arrived_seconds=arrived,
         num_prompt_tokens=tokens,
-        num_expected_tokens=100,
-        max_tokens=100,
+        num_expected_tokens=answer,
+        max_tokens=answer,
         ttft_seconds=ttft,
         tpot_seconds=tpot,
     )
@@ -86,6 +92,23 @@ def test_one_that_cannot_be_in_time_lets_those_pass_that_can() -> None:
 def test_of_more_than_can_be_done_the_longest_gives_way() -> None:
     short = [request(f"short{number}", 300, ttft=1.1) for number in range(3)]
     assert serve(policy(request("long", 900, ttft=1.0), *short), cluster()) == ["short0", "short1", "short2", "long"]
+
+
+def test_of_more_than_can_be_done_a_long_answer_gives_way_as_a_long_prompt_does() -> None:
+    short = [request(f"short{number}", 200, ttft=1.1) for number in range(3)]
+    wordy = request("wordy", 200, ttft=1.0, answer=900)
+    assert serve(policy(wordy, *short), cluster()) == ["short0", "short1", "short2", "wordy"]
+
+
+def test_answers_that_run_leave_less_time_for_the_rest() -> None:
+    def first(num_running: int) -> str | None:
+        workers = cluster()
+        for number in range(num_running):
+            workers.start(request(f"runs{number}", 10, answer=5000), "w0", 0.0)
+            workers.first_token(f"runs{number}", 0.1)
+        return picked(policy(request("long", 500, ttft=1.4), request("short", 300, ttft=1.5)), workers, 0.1)
+
+    assert (first(0), first(7)) == ("long", "short")
 
 
 def test_without_an_excess_the_longest_keeps_its_place() -> None:

@@ -7,6 +7,7 @@ buckets, so that the question is a few vector steps however much waits, and the 
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 
@@ -21,17 +22,30 @@ WIDTH_SECONDS = 0.05
 """25 seconds in all; what is due later waits outside until its time comes near."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """Of all workers together, in tokens of prompts."""
+
+    tokens_per_second: float
+    busy_tokens: float = 0.0
+    """Of prompts that have started."""
+    answering_tokens: float = 0.0
+    """What the answers that run will still take."""
+    answering_seconds: float = 1.0
+    """How long one of them runs on, on the mean."""
+
+
 class DueBuckets:
     """Work is in tokens of prompts. Whoever leaves stays in its heap until it comes up."""
 
     def __init__(self) -> None:
         self._tokens: FloatArray = np.zeros(NUM_BUCKETS)
         self._largest: FloatArray = np.zeros(NUM_BUCKETS)
-        self._heaps: list[list[tuple[int, str]]] = [[] for _ in range(NUM_BUCKETS)]
+        self._heaps: list[list[tuple[float, str]]] = [[] for _ in range(NUM_BUCKETS)]
         """(minus tokens, id): the largest is on top."""
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[int, float]] = {}
         """(bucket of all time, tokens) of what is in the ring."""
-        self._later: list[tuple[int, str, int]] = []
+        self._later: list[tuple[int, str, float]] = []
         """A heap of (bucket of all time, id, tokens)."""
         self._outside: dict[str, int] = {}
         self._first = 0
@@ -41,7 +55,7 @@ class DueBuckets:
     def __len__(self) -> int:
         return len(self._places) + len(self._outside)
 
-    def add(self, request_id: str, due_seconds: float, num_tokens: int) -> None:
+    def add(self, request_id: str, due_seconds: float, num_tokens: float) -> None:
         bucket = math.floor(due_seconds / WIDTH_SECONDS)
         if bucket >= self._first + NUM_BUCKETS:
             self._outside[request_id] = bucket
@@ -78,15 +92,18 @@ class DueBuckets:
         self._let_in()
         return overdue
 
-    def take_excess(self, now_seconds: float, *, tokens_per_second: float, busy_tokens: float, most: int) -> list[str]:
+    def take_excess(self, now_seconds: float, capacity: Capacity, *, most: int) -> list[str]:
         """The largest until the first time by which more is due than can be done, as long as there is one; they leave.
 
-        `busy_tokens`: of what has started and is not done. No more than `most` of them."""
+        An answer that runs keeps one sequence of its worker busy, and leaves the others free: of what all of them take
+        only that part is due before time t which is 1 - exp(-t / answering_seconds), as if their ends were drawn from
+        an exponential distribution. No more than `most` leave."""
         begin = self._first % NUM_BUCKETS
         tokens = self._in_order(self._tokens)
-        spare = self._edges + (self._first * WIDTH_SECONDS - now_seconds)
-        spare *= tokens_per_second
-        spare -= np.cumsum(tokens) + busy_tokens
+        seconds = self._edges + (self._first * WIDTH_SECONDS - now_seconds)
+        spare = seconds * capacity.tokens_per_second
+        spare -= np.cumsum(tokens) + capacity.busy_tokens
+        spare += capacity.answering_tokens * np.expm1(-np.maximum(seconds, 0.0) / capacity.answering_seconds)
         spare[tokens == 0.0] = math.inf
         largest = self._in_order(self._largest)
         taken: list[str] = []
@@ -108,7 +125,7 @@ class DueBuckets:
         begin = self._first % NUM_BUCKETS
         return np.concatenate((ring[begin:], ring[:begin]))
 
-    def _put(self, bucket: int, request_id: str, num_tokens: int) -> None:
+    def _put(self, bucket: int, request_id: str, num_tokens: float) -> None:
         index = bucket % NUM_BUCKETS
         self._places[request_id] = (bucket, num_tokens)
         self._tokens[index] += num_tokens
@@ -123,7 +140,7 @@ class DueBuckets:
         if not heap:
             self._tokens[index] = 0.0
 
-    def _is_here(self, entry: tuple[int, str], index: int) -> bool:
+    def _is_here(self, entry: tuple[float, str], index: int) -> bool:
         place = self._places.get(entry[1])
         return place is not None and place[1] == -entry[0] and place[0] % NUM_BUCKETS == index
 

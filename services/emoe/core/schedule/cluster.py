@@ -38,6 +38,8 @@ class Cluster:
         self.num_free_sequences = 0
         self.num_prompt_tokens = 0
         """Of what has started and has no first token yet."""
+        self.num_answer_tokens = 0
+        """That the answers of all running requests are expected to need still."""
         self._misses_cost = False
         """Whether absent experts ever made anybody wait (exact mode)."""
 
@@ -73,6 +75,7 @@ class Cluster:
         self._count_limit(worker.max_tokens, -1)
         self.num_prompt_tokens -= worker.prompt_tokens
         self._running = {name: running for name, running in self._running.items() if running.worker is not worker}
+        self.num_answer_tokens = sum(running.num_left for running in self._running.values())
 
     @property
     def worker_ids(self) -> tuple[str, ...]:
@@ -94,6 +97,7 @@ class Cluster:
         running = self._running[request.request_id] = Running(request, worker)
         self.num_free_sequences -= worker.free_sequences > 0
         self.num_prompt_tokens += request.num_prompt_tokens
+        self.num_answer_tokens += running.num_left
         worker.start(running, now_seconds)
 
     def first_token(self, request_id: str, now_seconds: float) -> None:
@@ -104,7 +108,9 @@ class Cluster:
 
     def _first_token(self, running: Running, now_seconds: float) -> None:
         self.num_prompt_tokens -= running.request.num_prompt_tokens
+        self.num_answer_tokens -= running.num_left
         running.worker.first_token(running, now_seconds)
+        self.num_answer_tokens += running.num_left
 
     def progressed(self, request_id: str, num_tokens: int, now_seconds: float) -> None:
         """So many tokens of its answer are there; to be told every now and then, rather than at each."""
@@ -113,7 +119,9 @@ class Cluster:
             return
         if running.first_token_seconds is None:
             self._first_token(running, now_seconds)
+        self.num_answer_tokens -= running.num_left
         running.worker.progressed(running, num_tokens, now_seconds)
+        self.num_answer_tokens += running.num_left
 
     def end(self, request_id: str, now_seconds: float) -> None:
         """However it ended; a request that does not run (its worker left) is no error."""
@@ -121,6 +129,7 @@ class Cluster:
         if running is not None:
             if running.first_token_seconds is None:
                 self.num_prompt_tokens -= running.request.num_prompt_tokens
+            self.num_answer_tokens -= running.num_left
             running.worker.end(running, now_seconds)
             self.num_free_sequences += running.worker.free_sequences > 0
 
@@ -144,11 +153,6 @@ class Cluster:
             return self.limits[0]
         table = self.table
         return int(np.max(table.limit, where=table.free > 0.0, initial=0.0))
-
-    def prompt_tokens_per_second(self) -> float:
-        """That all workers together take in, beside what decodes there."""
-        table = self.table
-        return float(np.sum(1.0 / np.maximum(table.prompt_seconds + table.step / table.room, 1e-9)))
 
     @property
     def free_sequences(self) -> FloatArray:

@@ -200,5 +200,8 @@ class WorkerLoad:
         table.prompt_seconds[row] = costs.prompt_token_seconds
         table.context_seconds[row] = costs.context_token_seconds
         table.missed_seconds[row] = costs.missed_token_seconds
+        num_sequences = max(1, self.free_sequences + self.num_prefilling + self.num_decoding)
+        table.rows[row] = num_sequences
+        table.full_step[row] = costs.base_seconds + costs.sequence_seconds * num_sequences
         self.look_at_decoding()
         self.write()

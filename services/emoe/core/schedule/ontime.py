@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 
-from emoe.core.schedule.buckets import DueBuckets, due_of
+from emoe.core.schedule.buckets import Capacity, DueBuckets, due_of
+from emoe.core.schedule.capacity import answer_token_weight, read_capacity, work_tokens
 from emoe.core.schedule.cluster import Cluster, RowArray
 from emoe.core.schedule.openings import Openings, TurnedDown
 from emoe.core.schedule.placement import Place, Placement
@@ -31,10 +32,10 @@ RETRY_SECONDS = 0.004
 """After a pick that let none of its candidates in: too short for much to have changed."""
 LOOK_SECONDS = 0.01
 """Between two looks at whether more is due than can be done."""
-RATE_RATIO = 0.9
-"""Of the workers' rate at prompts, what is counted on."""
+RATE_RATIO = 1.5
+"""Of what the workers can do, what is counted on: what is due until then need not be done by then, only begun."""
 
-GAVE_WAY = "gave way: more is due than the workers can do until then, and its prompt is among the longest"
+GAVE_WAY = "gave way: more is due than the workers can do until then, and its prompt and answer are among the longest"
 OVERDUE = "late: due by now, by its targets or by how long anything waits"
 TOO_LATE = "late: no worker would be in time"
 
@@ -51,6 +52,8 @@ class OnTimeAdmission:
         self._hopeful = Waiting(_due)
         self._deferred = Waiting(_due)
         self._late = Waiting(by_arrival)
+        self._new: dict[str, QueuedRequest] = {}
+        """Hopeful ones that are not among the buckets yet: what their work is, the next look says."""
         self._num_until_late = 0
         self._patience_seconds = math.inf
         """Nothing that is late has waited too long before then."""
@@ -64,11 +67,12 @@ class OnTimeAdmission:
     def add(self, request: QueuedRequest, now_seconds: float) -> None:  # noqa: ARG002 - its own times are enough
         self.discard(request.request_id)
         self._hopeful.add(request)
-        self._buckets.add(request.request_id, _due(request), request.num_prompt_tokens)
+        self._new[request.request_id] = request
 
     def discard(self, request_id: str) -> None:
         if self._hopeful.discard(request_id) is not None:
-            self._buckets.discard(request_id)
+            if self._new.pop(request_id, None) is None:
+                self._buckets.discard(request_id)
         elif self._deferred.discard(request_id) is None:
             self._late.discard(request_id)
 
@@ -80,8 +84,7 @@ class OnTimeAdmission:
             return None
         if not self._next_look_seconds - LOOK_SECONDS <= now_seconds < self._next_look_seconds:
             self._next_look_seconds = now_seconds + LOOK_SECONDS
-            self._see_overdue(now_seconds)
-            self._give_way(cluster, now_seconds)
+            self._look(cluster, now_seconds)
         admission = (
             self._pick_waited_long(cluster, openings, now_seconds)
             or self._pick_in_time(self._hopeful, cluster, openings, now_seconds)
@@ -90,6 +93,14 @@ class OnTimeAdmission:
         if admission is None:
             self._missed_seconds = now_seconds
         return admission
+
+    def _look(self, cluster: Cluster, now_seconds: float) -> None:
+        answer_weight = answer_token_weight(cluster)
+        for request_id, request in self._new.items():
+            self._buckets.add(request_id, _due(request), work_tokens(request, answer_weight))
+        self._new.clear()
+        self._see_overdue(now_seconds)
+        self._give_way(read_capacity(cluster, answer_weight, ratio=RATE_RATIO), now_seconds)
 
     def _see_overdue(self, now_seconds: float) -> None:
         for request_id in self._buckets.take_overdue(now_seconds):
@@ -105,12 +116,8 @@ class OnTimeAdmission:
             self.on_deferred(request, now_seconds, why)
         self._patience_seconds = min(self._patience_seconds, request.arrived_seconds + PATIENCE_SECONDS)
 
-    def _give_way(self, cluster: Cluster, now_seconds: float) -> None:
-        rate = RATE_RATIO * cluster.prompt_tokens_per_second()
-        longest = self._buckets.take_excess(
-            now_seconds, tokens_per_second=rate, busy_tokens=cluster.num_prompt_tokens, most=MAX_GIVE_WAY
-        )
-        for request_id in longest:
+    def _give_way(self, capacity: Capacity, now_seconds: float) -> None:
+        for request_id in self._buckets.take_excess(now_seconds, capacity, most=MAX_GIVE_WAY):
             request = self._hopeful.discard(request_id)
             if request is not None:
                 self._deferred.add(request)

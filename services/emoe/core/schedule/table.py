@@ -30,6 +30,8 @@ COLUMNS = (
     "prompt_seconds",
     "context_seconds",
     "missed_seconds",
+    "rows",
+    "full_step",
 )
 
 
@@ -63,6 +65,10 @@ class WorkerTable:
     context_seconds: FloatArray
     """A token of context that a sequence attends to."""
     missed_seconds: FloatArray
+    rows: FloatArray
+    """Sequences that it runs at most."""
+    full_step: FloatArray
+    """Seconds of a step in which as many decode, alone."""
 
     def __init__(self) -> None:
         self.num_rows = 0
