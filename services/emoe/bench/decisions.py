@@ -155,7 +155,8 @@ class Flow:
         return len(self._running)
 
     def fill(self, num_queued: int | None = None) -> None:
-        """Rows first, then the queue to its length; the next turns' requests are drawn, too."""
+        """Rows first, then the queue to its length; all that runs tells of its progress, which it does every few tokens,
+        and the next turns' requests are drawn."""
         full = self._load.num_workers * self._load.num_running
         wanted = self._load.num_queued if num_queued is None else num_queued
         while not self._is_full or self._desk.num_waiting < wanted:
@@ -164,6 +165,8 @@ class Flow:
                 self._admit()
                 self._now += max(FILL_SECONDS, self._turn_seconds)
                 self._is_full = len(self._running) >= full or self._desk.num_waiting > wanted + full
+        for request, began_seconds in self._running:
+            self._tell_progress(request, began_seconds)
         now = self._now
         while len(self._coming) < BLOCK:
             self._now += self._turn_seconds
@@ -174,9 +177,7 @@ class Flow:
         """A request tells of progress, one ends, one arrives, now and then a worker's plan changes; then all that may
         start is let in -> how many."""
         self._num_turns += 1
-        request, began_seconds = self._random.choice(self._running)
-        num_tokens = 1 + int((self._now - began_seconds) / self._step_seconds)
-        self._desk.progressed(request.request_id, num_tokens, self._now)
+        self._tell_progress(*self._random.choice(self._running))
         place = self._random.randrange(len(self._running))
         self._running[place], self._running[-1] = self._running[-1], self._running[place]
         self._desk.end(self._running.pop()[0].request_id, self._now, DecisionKind.DONE)
@@ -185,6 +186,10 @@ class Flow:
             self._report(self._num_turns // REPORT_EVERY % self._load.num_workers, None)
         self._now += self._turn_seconds
         return len(self._admit())
+
+    def _tell_progress(self, request: QueuedRequest, began_seconds: float) -> None:
+        num_tokens = 1 + int((self._now - began_seconds) / self._step_seconds)
+        self._desk.progressed(request.request_id, num_tokens, self._now)
 
     def _admit(self) -> Sequence[QueuedRequest]:
         admissions: Sequence[QueuedRequest] = [one.request for one in self._desk.admit(self._now)]
