@@ -155,8 +155,8 @@ class Flow:
         return len(self._running)
 
     def fill(self, num_queued: int | None = None) -> None:
-        """Rows first, then the queue to its length; all that runs tells of its progress, which it does every few tokens,
-        and the next turns' requests are drawn."""
+        """Rows first, then the queue to its length; all that runs tells of its progress, as it does every few tokens;
+        the next turns' requests are drawn."""
         full = self._load.num_workers * self._load.num_running
         wanted = self._load.num_queued if num_queued is None else num_queued
         while not self._is_full or self._desk.num_waiting < wanted:
