@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emoe.core.schedule.cluster import Cluster, WorkerReport
 from emoe.core.schedule.costs import StepCosts
-from emoe.core.schedule.emoe import PATIENCE_SECONDS, EmoeAdmission
+from emoe.core.schedule.emoe import PATIENCE_SECONDS, STARVING_EVERY, EmoeAdmission
 from emoe.core.schedule.placement import PLACEMENTS
 from emoe.core.schedule.request import QueuedRequest
 
@@ -115,6 +115,17 @@ def test_nobody_waits_for_ever() -> None:
         workers.end(name, now + 0.1)
         now += 0.1
     assert PATIENCE_SECONDS - 15 < now <= PATIENCE_SECONDS + 1
+
+
+def test_those_that_waited_too_long_take_no_more_than_their_turns() -> None:
+    late = [request(f"late{number}", 100, ttft=0.05) for number in range(3)]
+    made, workers = policy(*late), cluster()
+    now = PATIENCE_SECONDS + 1
+    for number in range(2 * STARVING_EVERY):
+        made.add(request(f"new{number}", 10, ttft=5.0, arrived=now), now)
+    order = [picked(made, workers, now) for _ in range(STARVING_EVERY + 2)]
+    assert order.index("late1") - order.index("late0") == STARVING_EVERY
+    assert "late2" not in order
 
 
 def test_one_that_left_is_not_picked() -> None:

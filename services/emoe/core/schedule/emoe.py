@@ -16,6 +16,8 @@ from emoe.core.schedule.waiting import Waiting, by_arrival
 
 PATIENCE_SECONDS = 60.0
 """After so long a request runs wherever it does the least harm. What has no target is due then, too."""
+STARVING_EVERY = 8
+"""At most one of so many admissions is such a one: else, when too much is asked for a minute, all are, and all late."""
 MAX_LOOKS = 4
 """Candidates that one pick tries; the paper tries all."""
 
@@ -30,6 +32,7 @@ class EmoeAdmission:
         self._placement = placement
         self._hopeful = Waiting(_due)
         self._late = Waiting(by_arrival)
+        self._num_until_starving = 0
 
     def __len__(self) -> int:
         return len(self._hopeful) + len(self._late)
@@ -45,16 +48,22 @@ class EmoeAdmission:
     def pick(self, cluster: Cluster, now_seconds: float) -> Admission | None:
         if not len(self) or cluster.num_free_sequences <= 0:
             return None
-        return (
+        admission = (
             self._pick_starving(cluster, now_seconds)
             or self._pick_in_time(cluster, now_seconds)
             or self._pick_late(cluster, now_seconds)
         )
+        if admission is not None:
+            self._num_until_starving -= 1
+        return admission
 
     def _pick_starving(self, cluster: Cluster, now_seconds: float) -> Admission | None:
+        if self._num_until_starving > 0 and self._hopeful:
+            return None
         request = self._late.first(cluster.limits, cluster.most_tokens())
         if request is None or now_seconds - request.arrived_seconds < PATIENCE_SECONDS:
             return None
+        self._num_until_starving = STARVING_EVERY
         rows = cluster.fitting(request)
         spare = (cluster.least_slack_seconds - cluster.delay_seconds(request))[rows]
         return self._admit(request, cluster, rows[spare == spare.max()], now_seconds, "waited longest")
