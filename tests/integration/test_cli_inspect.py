@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from support import checkpoints
+import torch
+from support import checkpoints, quantised
 from support.calibrations import write_calibration
 from typer.testing import CliRunner
 
@@ -32,6 +33,16 @@ def test_bytes_and_slots_are_those_of_the_files(qwen: Path) -> None:
     assert files - 32 * 1024 < facts["total_bytes"] < files
     assert {row["budget"]: row["num_slots"] for row in facts["budgets"]} == {"100%": 24, "50%": 12, "25%": 6}
     assert [row["is_enough"] for row in facts["budgets"]] == [True, True, False]
+
+
+def test_a_quantised_model_says_how_its_experts_are_published(tmp_path: Path) -> None:
+    folder = quantised.write_mxfp4(tmp_path, dtype=torch.bfloat16)
+    facts = json.loads(inspect(str(folder), "--json"))
+    assert (facts["expert_format"], facts["dtype"]) == ("MXFP4", "BF16")
+    weights = 128 * 32 + 32 * 64
+    assert facts["expert_bytes"] == weights // 2 + weights // 32 + (128 + 32) * 2
+    assert facts["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * 2
+    assert "experts in MXFP4, computed in BF16" in inspect(str(folder))
 
 
 def test_kv_bytes_count_keys_and_values_of_all_layers(qwen: Path) -> None:

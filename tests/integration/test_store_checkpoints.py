@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,10 +9,11 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from support import quantised
 from support.base_tensors import read_base_tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from emoe.core.errors import UnsupportedModelError
+from emoe.core.errors import CheckpointError
 from emoe.core.experts import ExpertId, RoutingRule, from_grid
 from emoe.store.footprint import measure
 from emoe.store.store import ExpertStore
@@ -184,9 +184,39 @@ def test_a_folder_linked_into_place_as_in_the_hub_cache_is_read(tmp_path: Path) 
         assert linked.read(ExpertId(0, 0)) == plain.read(ExpertId(0, 0))
 
 
-def test_gpt_oss_as_published_in_mxfp4_is_refused_by_name(tmp_path: Path) -> None:
-    folder = save("gpt_oss", tmp_path / "gpt_oss")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
-    with pytest.raises(UnsupportedModelError, match=r"gpt_oss: quantised weights \(mxfp4\) are not supported"):
-        ExpertStore.open(folder)
+@pytest.mark.parametrize("name", ["mxfp4", *quantised.FORMATS])
+def test_a_quantised_expert_is_its_published_tensors_byte_for_byte(name: str, tmp_path: Path) -> None:
+    if name == "mxfp4":
+        folder = quantised.write_mxfp4(tmp_path, dtype=torch.bfloat16)
+        names = {f"{part}_{leaf}" for part in ("gate_up_proj", "down_proj") for leaf in ("blocks", "scales", "bias")}
+    else:
+        folder, _ = quantised.write(name, "qwen3_moe", tmp_path, dtype=torch.bfloat16)
+    tensors = judge_of(folder)
+    num_bytes = 0
+    with ExpertStore.open(folder) as store:
+        for expert in from_grid(store.grid.all_experts()):
+            stem = f"model.layers.{expert.layer}.mlp.experts."
+            if name == "mxfp4":
+                published = [tensors[stem + name][expert.index] for name in names]
+            else:
+                of_one = (key for key in tensors if key.startswith(f"{stem}{expert.index}."))
+                published = [tensors[key] for key in of_one if not key.endswith(("weight_shape", "g_idx"))]
+            data = store.read(expert)
+            found = {data[part.offset : part.offset + part.num_bytes] for part in store.layout.parts}
+            assert found == {tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in published}
+            assert len(data) == sum(tensor.nbytes for tensor in published) == store.grid.expert_bytes
+            num_bytes += len(data)
+        assert store.counters.num_bytes_asked == num_bytes == measure(store).all_expert_bytes
+        assert store.dtype == "BF16"
+
+
+def test_a_quantised_expert_that_changes_on_disk_is_told(tmp_path: Path) -> None:
+    folder, _ = quantised.write("fp8 blocks", "qwen3_moe", tmp_path)
+    with ExpertStore.open(folder) as store:
+        before = store.read(ExpertId(0, 1))
+    key = "model.layers.0.mlp.experts.1.up_proj.weight_scale_inv"
+    tensors = judge_of(folder)
+    tensors[key][0, 0] *= 2
+    quantised.save(folder, tensors, quantised.quantisation_config("fp8 blocks"))
+    with ExpertStore.open(folder) as store, pytest.raises(CheckpointError, match=f"bytes of layer 0.*{key}"):
+        assert store.read(ExpertId(0, 1)) == before

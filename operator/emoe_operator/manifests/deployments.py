@@ -13,7 +13,7 @@ from emoe_operator.desired import Manifest
 from emoe_operator.manifests.accounts import ca_environment, ca_mounted, revision_environment
 from emoe_operator.manifests.context import Context
 from emoe_operator.manifests.environment import Variable, reference, shared_environment, to_json, variable
-from emoe_operator.manifests.identity import GRPC_PORT, address
+from emoe_operator.manifests.identity import BULK_PORT, GRPC_PORT, address
 from emoe_operator.manifests.pods import Service, pod_template
 from emoe_operator.manifests.storage import (
     CACHE_PATH,
@@ -57,6 +57,7 @@ def loader_deployment(context: Context) -> Manifest:
         drain_seconds=_SINGLE_DRAIN_SECONDS,
         user_template=_template(wanted.pod_template),
         storage=loader_storage(context) + ca_mounted(context),
+        further_ports=(("bulk", BULK_PORT),),
         env_from=[{"secretRef": {"name": model.secret_ref.name}}] if model.secret_ref else [],
     )
     return deployment(context, "loader", replicas=1, strategy=RECREATE, template=pod_template(context, service))

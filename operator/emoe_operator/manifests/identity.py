@@ -22,6 +22,9 @@ PAUSE_ANNOTATION = f"{GROUP}/paused"
 
 GRPC_PORT = 9000
 HEALTH_PORT = 9001
+BULK_PORT = 9002
+"""The loader's, where workers get experts by a plain socket: two above `listen`, unless it is told otherwise, and it is
+not told. A loader of an older image, which a newer operator keeps, refuses settings that it does not know."""
 
 
 def child_name(resource: Resource, component: Component) -> str:

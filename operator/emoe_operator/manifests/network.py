@@ -1,8 +1,9 @@
 """Who may call whom, a NetworkPolicy a service: what is not named here does not pass.
 
-Clients call schedulers; schedulers call workers and the loader; workers call the loader and the predictor; the loader
-calls the predictor and, if it has a model to fetch, the world; the operator watches the loader. All may resolve names
-and send spans. The kubelet's probes come from the node, which no policy keeps out.
+Clients call schedulers; schedulers call workers and the loader; workers call the loader and the predictor, and they
+alone get experts at the loader's bulk port; the loader calls the predictor and, if it has a model to fetch, the world;
+the operator watches the loader. All may resolve names and send spans. The kubelet's probes come from the node, which no
+policy keeps out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 from emoe.api.names import Component
 from emoe_operator.desired import Manifest
 from emoe_operator.manifests.context import Context
-from emoe_operator.manifests.identity import GRPC_PORT, child_name, manifest, selector_labels
+from emoe_operator.manifests.identity import BULK_PORT, GRPC_PORT, child_name, manifest, selector_labels
 
 Rule = dict[str, Any]
 
@@ -44,7 +45,7 @@ def _policy(context: Context, component: Component) -> Manifest:
         spec={
             "podSelector": {"matchLabels": selector_labels(resource, component)},
             "policyTypes": ["Ingress", "Egress"],
-            "ingress": [_ingress(context, component)],
+            "ingress": [_ingress(context, component), *([_bulk_ingress(context)] if component == "loader" else [])],
             "egress": _egress(context, component),
         },
     )
@@ -60,10 +61,16 @@ def _ingress(context: Context, component: Component) -> Rule:
     return {"from": callers, "ports": ports}
 
 
+def _bulk_ingress(context: Context) -> Rule:
+    return {"from": [_pods(context, "worker")], "ports": [_tcp(BULK_PORT)]}
+
+
 def _egress(context: Context, component: Component) -> list[Rule]:
     rules: list[Rule] = [{"ports": [{"protocol": "UDP", "port": _DNS_PORT}, _tcp(_DNS_PORT)]}]
     if called := _CALLS[component]:
         rules.append({"to": [_pods(context, one) for one in called], "ports": [_tcp(GRPC_PORT)]})
+    if component == "worker":
+        rules.append({"to": [_pods(context, "loader")], "ports": [_tcp(BULK_PORT)]})
     if context.spec.tracing:
         rules.append({"ports": [_tcp(_port(context.spec.tracing.endpoint))]})
     if component == "loader" and context.spec.model.parsed_source.scheme in _FETCHED_SCHEMES:

@@ -39,6 +39,8 @@ class Service:
     storage: Mounted = dataclasses.field(default_factory=Mounted)
     env_from: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     waits_before_stop: bool = False
+    further_ports: tuple[tuple[str, int], ...] = ()
+    """Names and numbers."""
 
 
 def pod_template(context: Context, service: Service) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def _main(context: Context, service: Service) -> dict[str, Any]:
         "ports": [
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+            *({"name": name, "containerPort": port, "protocol": "TCP"} for name, port in service.further_ports),
         ],
         **_probes(context),
         "resources": dict(service.resources),

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emoe.api.names import Component
 from emoe_operator.desired import Manifest
 from emoe_operator.manifests.context import Context
-from emoe_operator.manifests.identity import GRPC_PORT, child_name, manifest, selector_labels
+from emoe_operator.manifests.identity import BULK_PORT, GRPC_PORT, child_name, manifest, selector_labels
+
+_BULK = {"name": "bulk", "port": BULK_PORT, "targetPort": "bulk", "protocol": "TCP"}
 
 
 def services(context: Context) -> list[Manifest]:
     front, name = context.spec.service, context.resource.name
     return [
         # Found before it is ready: how far a model is fetched is asked of a loader that has none yet.
-        _service(context, "loader", child_name(context.resource, "loader"), publishNotReadyAddresses=True),
+        _service(
+            context,
+            "loader",
+            child_name(context.resource, "loader"),
+            further_ports=(_BULK,),
+            publishNotReadyAddresses=True,
+        ),
         _service(context, "predictor", child_name(context.resource, "predictor")),
         _service(context, "scheduler", name, port=front.port, annotations=front.annotations, type=front.type),
     ]
@@ -28,10 +36,12 @@ def _service(
     *,
     port: int = GRPC_PORT,
     annotations: Mapping[str, str] | None = None,
+    further_ports: Sequence[Mapping[str, Any]] = (),
     **spec: Any,
 ) -> Manifest:
     ports = [
-        {"name": "grpc", "port": port, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "kubernetes.io/h2c"}
+        {"name": "grpc", "port": port, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "kubernetes.io/h2c"},
+        *further_ports,
     ]
     return manifest(
         context.resource,

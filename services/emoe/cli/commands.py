@@ -21,6 +21,7 @@ from emoe.cli.eval import eval_command
 from emoe.cli.profile import profile_command
 from emoe.cli.replay import replay_command
 from emoe.cli.reporting import reported_errors
+from emoe.core.memory import AUTO
 
 app = typer.Typer(
     name="emoe",
@@ -82,7 +83,14 @@ for _service, _help in SERVE_HELP.items():
 def up(
     model: ModelOption = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Workers, each with its own expert memory.")] = 1,
-    expert_memory: ExpertMemoryOption = None,
+    expert_memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory for experts: a share of them all (25%), a size (2GiB), or auto: what the base model and the "
+            "KV cache leave of this machine's memory, its cgroup's or its GPU's.",
+            show_default="100%",
+        ),
+    ] = None,
     miss_policy: Annotated[
         Literal["reroute", "load"] | None,
         typer.Option(
@@ -129,6 +137,11 @@ def up(
     from emoe.cli.up import up as run_up
 
     with reported_errors(as_json=as_json):
+        if expert_memory == AUTO and workers > 1:
+            raise typer.BadParameter(
+                f"auto gives one worker all that is left: with --workers {workers} write a share (25%) or a size",
+                param_hint="--expert-memory",
+            )
         options = SystemOptions(
             model=resolve_model(model),
             state_dir=state_dir or default_state_dir(),

@@ -13,9 +13,14 @@ from emoe.store.footprint import ModelFootprint
 
 def print_tables(model: Path, footprint: ModelFootprint, kv_bytes: int | None, rows: tuple[BudgetRow, ...]) -> None:
     console = Console(highlight=False)
-    console.print(f"[bold]{model.name}[/] ({footprint.family}, {footprint.dtype})")
+    console.print(f"[bold]{model.name}[/] ({footprint.family}, {_dtypes(footprint)})")
     console.print(_facts(footprint, kv_bytes))
     console.print(_budgets(footprint, rows))
+
+
+def _dtypes(footprint: ModelFootprint) -> str:
+    plain = footprint.expert_format == footprint.dtype
+    return footprint.dtype if plain else f"experts in {footprint.expert_format}, computed in {footprint.dtype}"
 
 
 def _facts(footprint: ModelFootprint, kv_bytes: int | None) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -11,8 +12,10 @@ from collections.abc import AsyncIterator
 
 from emoe.core.planning import PLANNERS, PinnedPlanner
 from emoe.core.refresh import DEFAULT_REFRESH_INTERVAL_PROMPTS
+from emoe.loader.bulk import BulkDoor, BulkPort, listen_at, listen_on_node
 from emoe.loader.client import PredictorClient
 from emoe.loader.coverage import Coverage
+from emoe.loader.expert_files import ExpertFiles
 from emoe.loader.fetch.cache import ModelCache
 from emoe.loader.news import News
 from emoe.loader.opened import OpenModel
@@ -20,9 +23,11 @@ from emoe.loader.opening import Opening, RetryPace
 from emoe.loader.planning_loop import Ask, Pace, PlanningLoop
 from emoe.loader.progress import Phase, Progress
 from emoe.loader.reads import ExpertReads
+from emoe.loader.sending import BulkSource, ExpertSender, PlaceSender
 from emoe.loader.service import LoaderService
 from emoe.loader.settings import LoaderSettings
 from emoe.loader.task_mix import TaskMix
+from emoe.loader.tickets import Tickets
 from emoe.loader.workers import Workers
 from emoe.runtime.lifecycle import ServiceHost, run_process, service_host
 from emoe.store.store import ExpertStore
@@ -97,6 +102,7 @@ class _Loader:
         self._files.push_async_callback(asyncio.to_thread, reads.close)
         model = self._service.model = await asyncio.to_thread(OpenModel.of, store, reads)
         _log.info("%s from %s is open: %d experts", store.family, self._progress.source, model.grid.num_experts_total)
+        self._open_bulk_port(store, reads)
         if not self._progress.revision:
             self._progress.resolve(model.id.digest)
         self._progress.enter(Phase.READY)
@@ -115,6 +121,25 @@ class _Loader:
         self._host.spawn("ask", loop.ask_forever())
         self._host.spawn("plan", loop.plan_forever())
         await self._host.set_ready(True)
+
+    def _open_bulk_port(self, store: ExpertStore, reads: ExpertReads) -> None:
+        addresses, path = self._settings.bulk_addresses, self._settings.bulk_socket
+        files, tickets, port = ExpertFiles(store), Tickets(), 0
+        source = BulkSource(grid=store.grid, reads=reads, files=files, loop=asyncio.get_running_loop())
+        self._files.callback(files.close)
+        if addresses:
+            listener = listen_at(addresses)
+            port = listener.getsockname()[1]
+            self._accept(BulkPort(listener, tickets=tickets, open_sender=functools.partial(ExpertSender, source)))
+        if path is not None:
+            self._accept(
+                BulkPort(listen_on_node(path), tickets=tickets, open_sender=functools.partial(PlaceSender, source))
+            )
+        self._service.bulk = BulkDoor(port=port, tickets=tickets, socket_path=str(path.resolve()) if path else "")
+
+    def _accept(self, port: BulkPort) -> None:
+        self._files.push_async_callback(port.close)
+        self._host.spawn("bulk", port.accept_forever())
 
 
 @contextlib.asynccontextmanager

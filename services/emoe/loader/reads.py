@@ -12,7 +12,7 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from emoe.core.errors import NotReadyError
+from emoe.core.errors import CheckpointError, NotReadyError
 from emoe.core.experts import ExpertId
 from emoe.loader.news import News
 
@@ -75,6 +75,7 @@ class ExpertReads:
         self._num_held = 0
         self._num_waiting = 0
         self._room = News()
+        self._checksums: dict[ExpertId, int] = {}
         self.num_reads = 0
 
     async def acquire(self, expert: ExpertId) -> Lease:
@@ -93,6 +94,10 @@ class ExpertReads:
             ) from None
         finally:
             self._num_waiting -= 1
+
+    def checksum(self, expert: ExpertId) -> int | None:
+        """The xxh3 that the expert was read with, from the first time on. From any thread."""
+        return self._checksums.get(expert)
 
     def acquire_ahead(self, expert: ExpertId) -> Lease | None:
         """A lease if there is room that nobody waits for."""
@@ -131,4 +136,10 @@ class ExpertReads:
     def _read(self, expert: ExpertId) -> LoadedExpert:
         buffer = memoryview(bytearray(self._expert_bytes))
         self._store.read_into(expert, buffer)
-        return LoadedExpert(data=buffer, xxh3=self._store.checksum(expert, buffer))
+        xxh3 = self._store.checksum(expert, buffer)
+        if self._checksums.setdefault(expert, xxh3) != xxh3:
+            raise CheckpointError(
+                f"{expert} reads differently than before: a file was changed or the disk "
+                "fails; restore the checkpoint and restart the loader"
+            )
+        return LoadedExpert(data=buffer, xxh3=xxh3)

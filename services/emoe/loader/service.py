@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from emoe.core.errors import InvalidRequestError, NotReadyError
+from emoe.loader.bulk import BulkDoor
 from emoe.loader.coverage import Coverage
 from emoe.loader.frames import frames
 from emoe.loader.messages import (
@@ -32,6 +33,7 @@ from emoe.loader.progress import Progress
 from emoe.loader.pulls import pull
 from emoe.loader.streams import Context, Places, next_message, write
 from emoe.loader.task_mix import TaskMix
+from emoe.loader.tickets import TICKET_SECONDS
 from emoe.loader.workers import Member, Workers, WorkerState
 from emoe.runtime.grids import grid_to_proto, model_to_proto, parse_expert
 from emoe.runtime.lifecycle import ServiceHost
@@ -55,6 +57,7 @@ class LoaderService(rpc.LoaderServiceServicer):
     All but WatchModel say NotReady until `model` is set."""
 
     model: OpenModel | None = None
+    bulk: BulkDoor | None = None
 
     def __init__(
         self,
@@ -147,6 +150,17 @@ class LoaderService(rpc.LoaderServiceServicer):
                 async for expert, loaded in pulled:
                     for frame in frames(expert, loaded):
                         await write(context, frame)
+
+    async def OpenBulk(self, request: pb.OpenBulkRequest, _context: Context) -> pb.OpenBulkResponse:
+        check_model(request.model, self._opened().id)
+        if self.bulk is None:
+            return pb.OpenBulkResponse()
+        return pb.OpenBulkResponse(
+            port=self.bulk.port,
+            ticket=self.bulk.tickets.issue(),
+            ticket_seconds=TICKET_SECONDS,
+            socket_path=self.bulk.socket_path,
+        )
 
     async def WatchWorkers(  # type: ignore[override]
         self, _request: pb.WatchWorkersRequest, context: Context

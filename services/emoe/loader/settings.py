@@ -14,6 +14,9 @@ from emoe.core.refresh import DEFAULT_REFRESH_INTERVAL_PROMPTS, RefreshInterval,
 from emoe.runtime.settings import ServiceSettings
 from emoe.store.sidecar import default_cache_dir
 
+BULK_PORT_STEP = 2
+"""From `listen` to the bulk port, so that it can be known from outside, by a network policy for one."""
+
 
 class LoaderSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="EMOE_LOADER_", extra="forbid", frozen=True)
@@ -34,6 +37,13 @@ class LoaderSettings(ServiceSettings):
     max_fetch_retry_seconds: float = Field(default=60.0, gt=0)
     permanent_retry_seconds: float = Field(default=300.0, gt=0)
     """After a failure that only a change of the source will end."""
+    bulk_listen: str | None = None
+    """host:port at which workers get experts by a plain socket, let in by a ticket from a call: in plaintext, as the
+    calls are. If not set: two ports above `listen`, or any free one where that is taken. off: experts go by calls
+    alone."""
+    bulk_socket: Path | None = None
+    """A Unix socket, in a folder that workers on this node see at the same path: they are handed the files'
+    descriptors and read experts themselves, also where the files have no path or no permission for them."""
     predictor: str | None = None
     """host:port of the predictor. Without one demand is uniform, and `refresh_interval_prompts` does nothing."""
     predictor_retry_seconds: float = Field(default=5.0, gt=0)
@@ -74,6 +84,18 @@ class LoaderSettings(ServiceSettings):
         if name not in PLANNERS:
             raise ValueError(f"planner {name!r} is not one of {', '.join(sorted(PLANNERS))}")
         return name
+
+    @property
+    def bulk_addresses(self) -> tuple[str, ...]:
+        """To be tried in this order; none: there is to be no bulk port."""
+        if self.bulk_listen is not None:
+            return () if self.bulk_listen == "off" else (self.bulk_listen,)
+        host, _, port = self.listen.rpartition(":")
+        if self.listen.startswith("unix:"):
+            return ()
+        above = int(port) + BULK_PORT_STEP if port.isdecimal() else 0
+        derived = (f"{host}:{above}",) if BULK_PORT_STEP < above < 1 << 16 else ()
+        return (*derived, f"{host}:0")
 
     @property
     def model_cache_folder(self) -> Path:

@@ -13,22 +13,29 @@ from pathlib import Path
 from emoe.core.errors import CheckpointError, UnsupportedModelError
 from emoe.core.experts import ExpertId
 from emoe.store.families import ModelShape
-from emoe.store.layout import PART_ORDER, ExpertLayout
+from emoe.store.layout import ExpertLayout
+from emoe.store.linears import QuantisedLinear, find_linears
 from emoe.store.names import ExpertKey, expected_parts, layer_of, parse_expert_key
+from emoe.store.quantisation import FLOATS, Form, Quantisation, part_name
 from emoe.store.tensors import Extent, TensorEntry
 
-EXPERT_DTYPES = frozenset({"F32", "BF16", "F16"})
+EXPERT_DTYPES = FLOATS
 _BUFFER_DTYPES = frozenset({"I64", "I32", "BOOL"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Catalog:
-    """`extents` in the order of `layout.parts`. `base_tensors` is every other key of the layers that the model runs."""
+    """`extents` in the order of `layout.parts`. `base_tensors` is every other key of the layers that the model runs.
+
+    `dtype` is what the model computes in: that of the experts, or what config.json says where they are quantised.
+    """
 
     layout: ExpertLayout
     dtype: str
     extents: Mapping[ExpertId, tuple[Extent, ...]]
     base_tensors: Mapping[str, TensorEntry]
+    base_linears: Mapping[str, QuantisedLinear]
+    """Of the base tensors: weight -> what stands for it, where it is quantised."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,36 +58,41 @@ def build_catalog(tensors: Mapping[str, TensorEntry], shape: ModelShape, *, sour
         # Layers past the last are for multi-token prediction (DeepSeek-V3): neither transformers nor emoe runs them.
         if (layer_of(key) or 0) >= shape.num_layers:
             continue
-        parsed = parse_expert_key(key)
+        parsed = parse_expert_key(key, shape.quantisation)
         if parsed is None:
             base[key] = entry
-        else:
+        elif not parsed.is_needless:
             keys[key] = parsed
     if not keys:
         raise UnsupportedModelError(f"{source}: no experts found; emoe serves mixture-of-experts models only")
     expected = _expected_parts(keys, shape, source)
     pieces = _cut(tensors, keys, shape, source)
     _check_complete(pieces, expected, shape, source)
-    layout, dtype = _common_layout(pieces, source)
+    dtype = _check_alike(pieces, shape.quantisation, source)
     _check_shapes(pieces, shape, source)
-    _check_base(base, source)
-    extents = {
-        expert: tuple(parts[part].extent for part in PART_ORDER if part in parts) for expert, parts in pieces.items()
-    }
-    return Catalog(layout=layout, dtype=dtype, extents=extents, base_tensors=base)
+    linears = find_linears(base, shape.quantisation)
+    _check_base(base, linears, source)
+    first = pieces[min(pieces)]
+    layout = ExpertLayout.build(
+        {name: piece.shape for name, piece in first.items()}, {name: piece.dtype for name, piece in first.items()}
+    )
+    extents = {expert: tuple(parts[part.name].extent for part in layout.parts) for expert, parts in pieces.items()}
+    return Catalog(layout=layout, dtype=shape.dtype or dtype, extents=extents, base_tensors=base, base_linears=linears)
 
 
 def _expected_parts(keys: Mapping[str, ExpertKey], shape: ModelShape, source: Path) -> dict[str, str]:
     """Part -> template of its key; every expert must have just these."""
     first_key, first = next(iter(keys.items()))
+    label = shape.quantisation.label if shape.quantisation else ""
+    hint = f"config.json says they are {label}" if label else "is it quantised?"
     for key, parsed in keys.items():
         if parsed.part is None:
-            raise UnsupportedModelError(f"{source}: {key} is no part of an expert that emoe knows; is it quantised?")
+            raise UnsupportedModelError(f"{source}: {key} is no part of an expert that emoe knows; {hint}")
         if (parsed.index is None) != (first.index is None):
             raise UnsupportedModelError(f"{source}: some experts are packed and others are not: {first_key} and {key}")
     if shape.has_biases and first.index is not None:
         raise UnsupportedModelError(f"{source}: {first_key}: {shape.family} is read with packed experts only")
-    expected = expected_parts(first, has_biases=shape.has_biases)
+    expected = expected_parts(first, has_biases=shape.has_biases, quantisation=shape.quantisation)
     for key, parsed in keys.items():
         if parsed.part not in expected:
             raise UnsupportedModelError(f"{source}: {key}: an expert of {shape.family} has no {parsed.part}")
@@ -136,42 +148,66 @@ def _check_complete(pieces: _Pieces, expected: Mapping[str, str], shape: ModelSh
                 )
 
 
-def _common_layout(pieces: _Pieces, source: Path) -> tuple[ExpertLayout, str]:
+def _check_alike(pieces: _Pieces, quantisation: Quantisation | None, source: Path) -> str:
+    """-> the dtype of all parts; of one of them, where each has its own."""
     first = pieces[min(pieces)]
     dtype = next(iter(first.values())).dtype
     for parts in pieces.values():
         for name, piece in parts.items():
-            if piece.dtype != dtype or piece.shape != first[name].shape:
-                other = next(iter(first.values())) if piece.dtype != dtype else first[name]
+            wanted = first[name].dtype if quantisation else dtype
+            if piece.dtype != wanted or piece.shape != first[name].shape:
+                plain_other = piece.dtype != dtype and not quantisation
+                other = next(iter(first.values())) if plain_other else first[name]
                 raise UnsupportedModelError(
                     f"{source}: experts differ: {other.extent.key} is {other.dtype} {list(other.shape)}, "
                     f"{piece.extent.key} is {piece.dtype} {list(piece.shape)}; emoe needs them alike"
                 )
-    if dtype not in EXPERT_DTYPES:
+    if quantisation is None and dtype not in EXPERT_DTYPES:
         key = next(iter(first.values())).extent.key
         raise UnsupportedModelError(f"{source}: {key} is {dtype}; experts must be {_names(EXPERT_DTYPES)}")
-    return ExpertLayout.build({name: piece.shape for name, piece in first.items()}, dtype), dtype
+    return dtype
 
 
 def _check_shapes(pieces: _Pieces, shape: ModelShape, source: Path) -> None:
-    """Against the widths of config.json: D hidden, F intermediate."""
-    D, F = shape.hidden_size, shape.intermediate_size
-    wanted = {"gate": (F, D), "up": (F, D), "gate_up": (2 * F, D), "down": (D, F)}
-    if shape.transposed:
-        wanted = {name: (columns, rows) for name, (rows, columns) in wanted.items()}
-    biases = {"gate_up_bias": (2 * F,), "down_bias": (D,)}
+    """Against the widths of config.json."""
+    forms = _forms(shape)
     for name, piece in pieces[min(pieces)].items():
-        if piece.shape != (wanted | biases)[name]:
+        if piece.shape not in forms[name].shapes:
             raise CheckpointError(
                 f"{source.parent / piece.extent.file}: {piece.extent.key} has shape {list(piece.shape)} an expert, but "
-                f"config.json makes it {list((wanted | biases)[name])}; fetch both again from the same revision"
+                f"config.json makes it {list(forms[name].shapes[0])}; fetch both again from the same revision"
+            )
+        if piece.dtype not in forms[name].dtypes:
+            label = shape.quantisation.label if shape.quantisation else ""
+            raise UnsupportedModelError(
+                f"{source.parent / piece.extent.file}: {piece.extent.key} is {piece.dtype}; emoe reads {label} as "
+                f"{_names(forms[name].dtypes)}"
             )
 
 
-def _check_base(base: Mapping[str, TensorEntry], source: Path) -> None:
+def _forms(shape: ModelShape) -> dict[str, Form]:
+    """What each part must be: D hidden, F intermediate."""
+    D, F = shape.hidden_size, shape.intermediate_size
+    weights = {"gate": (F, D), "up": (F, D), "gate_up": (2 * F, D), "down": (D, F)}
+    forms = {name: _float_form(size) for name, size in (("gate_up_bias", (2 * F,)), ("down_bias", (D,)))}
+    for name, (rows, columns) in weights.items():
+        if shape.quantisation is not None:
+            components = shape.quantisation.forms(rows, columns)
+            forms |= {part_name(name, component): form for component, form in components.items()}
+        else:
+            forms[name] = _float_form((columns, rows) if shape.transposed else (rows, columns))
+    return forms
+
+
+def _float_form(shape: tuple[int, ...]) -> Form:
+    return Form(shapes=(shape,), dtypes=FLOATS)
+
+
+def _check_base(base: Mapping[str, TensorEntry], linears: Mapping[str, QuantisedLinear], source: Path) -> None:
     known = EXPERT_DTYPES | _BUFFER_DTYPES
+    quantised = {key for linear in linears.values() for key in linear.keys.values()}
     for key, entry in base.items():
-        if entry.dtype not in known:
+        if entry.dtype not in known and key not in quantised:
             raise UnsupportedModelError(
                 f"{source.parent / entry.file}: {key} is {entry.dtype}; weights must be {_names(EXPERT_DTYPES)}"
             )

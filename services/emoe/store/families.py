@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from emoe.core.errors import UnsupportedModelError
 from emoe.core.experts import RoutingRule
 from emoe.store.config import Config
+from emoe.store.quantisation import Quantisation
+from emoe.store.quantisation_config import parse_quantisation
 
 _Layers = Callable[[Config, int], tuple[int, ...]]
 _Groups = Callable[[Config], tuple[int, int, int]]
@@ -19,7 +21,10 @@ _Groups = Callable[[Config], tuple[int, int, int]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """What config.json says about the experts; the keys must agree. `transposed`: stored as [in, out] (gpt-oss)."""
+    """What config.json says about the experts; the keys must agree. `transposed`: stored as [in, out] (gpt-oss).
+
+    `dtype` is what a quantised model computes in; None where the weights say it themselves.
+    """
 
     family: str
     num_layers: int
@@ -29,6 +34,8 @@ class ModelShape:
     rule: RoutingRule
     has_biases: bool
     transposed: bool
+    quantisation: Quantisation | None = None
+    dtype: str | None = None
 
 
 def parse_shape(config: Config) -> ModelShape:
@@ -37,6 +44,7 @@ def parse_shape(config: Config) -> ModelShape:
     _check_supported(name, config.values)
     family = SUPPORTED[name]
     num_layers = config.count("num_hidden_layers")
+    quantisation = parse_quantisation(config.values.get("quantization_config"), family=name)
     return ModelShape(
         family=name,
         num_layers=num_layers,
@@ -46,7 +54,20 @@ def parse_shape(config: Config) -> ModelShape:
         rule=_routing_rule(config, family.groups),
         has_biases=family.has_biases,
         transposed=family.transposed,
+        quantisation=quantisation,
+        dtype=_computing_dtype(config) if quantisation else None,
     )
+
+
+_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def _computing_dtype(config: Config) -> str:
+    """bfloat16 unless config.json says otherwise, as every quantised MoE model is published."""
+    named = config.values.get("dtype") or config.values.get("torch_dtype") or "bfloat16"
+    if not isinstance(named, str) or named not in _DTYPES:
+        raise config.error("dtype", f"one of {', '.join(_DTYPES)}", named)
+    return _DTYPES[named]
 
 
 def _every_layer(config: Config, num_layers: int) -> tuple[int, ...]:  # noqa: ARG001 - one signature for all
@@ -140,7 +161,7 @@ _NESTED_KEYS = ("text_config", "llm_config", "language_config", "thinker_config"
 
 
 def _check_supported(name: str, values: Mapping[str, object]) -> None:
-    reason = REFUSED.get(name) or _nesting(values) or _quantisation(values)
+    reason = REFUSED.get(name) or _nesting(values)
     if reason is None and name not in SUPPORTED:
         reason = (
             "this family is not supported" if _names_experts(values) else "a dense model: it has no experts to page"
@@ -153,14 +174,6 @@ def _check_supported(name: str, values: Mapping[str, object]) -> None:
 def _nesting(values: Mapping[str, object]) -> str | None:
     nested = next((key for key in _NESTED_KEYS if isinstance(values.get(key), dict)), None)
     return nested and f"a multimodal model (its config.json nests the language model in {nested}) is not supported"
-
-
-def _quantisation(values: Mapping[str, object]) -> str | None:
-    found = values.get("quantization_config")
-    if not found:
-        return None
-    method = found.get("quant_method", "unnamed") if isinstance(found, dict) else "unnamed"
-    return f"quantised weights ({method}) are not supported; use a checkpoint in bfloat16, float16 or float32"
 
 
 def _attention(values: Mapping[str, object]) -> str | None:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from emoe.core.capacity import ModelGeometry
+from emoe.store.linears import held_base_bytes
 from emoe.store.store import ExpertStore
 from emoe.store.tensors import DTYPE_BITS
 
@@ -17,6 +18,9 @@ from emoe.store.tensors import DTYPE_BITS
 class ModelFootprint:
     family: str
     dtype: str
+    """What the model computes in, and keeps keys and values in."""
+    expert_format: str
+    """As the experts are published, and held in slots: the dtype, or the name of a quantisation."""
     num_layers: int
     moe_layers: tuple[int, ...]
     num_experts: int
@@ -25,8 +29,7 @@ class ModelFootprint:
     expert_bytes: int
     """Of one expert: the size of a slot."""
     base_bytes: int
-    """Of everything but routed experts."""
-    """The fewest with which every token finds its experts in every layer."""
+    """Of everything but routed experts, as it is held in memory: a quantised linear in the model's dtype."""
 
     @property
     def num_experts_total(self) -> int:
@@ -51,12 +54,13 @@ def measure(store: ExpertStore) -> ModelFootprint:
     return ModelFootprint(
         family=store.family,
         dtype=store.dtype,
+        expert_format=store.quantisation.label if store.quantisation else store.dtype,
         num_layers=grid.num_layers,
         moe_layers=grid.moe_layers,
         num_experts=grid.rule.num_experts,
         top_k=grid.rule.top_k,
         expert_bytes=grid.expert_bytes,
-        base_bytes=sum(entry.num_bytes for entry in store.base_tensors.values()),
+        base_bytes=held_base_bytes(store.base_tensors, store.base_linears, dtype_bits=DTYPE_BITS[store.dtype]),
     )
 
 

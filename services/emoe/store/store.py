@@ -25,6 +25,8 @@ from emoe.store.headers import LENGTH_BYTES, header_end
 from emoe.store.index import TensorIndex, load_index
 from emoe.store.integrity import IntegrityLedger
 from emoe.store.layout import ExpertLayout
+from emoe.store.linears import QuantisedLinear
+from emoe.store.quantisation import Quantisation
 from emoe.store.reads import ReadTotals, WeightFiles, device_bytes_read
 from emoe.store.shards import find_shards
 from emoe.store.sidecar import default_cache_dir
@@ -65,7 +67,10 @@ class ExpertStore:
         self.digest: str = digest
         self.layout: ExpertLayout = catalog.layout
         self.dtype: str = catalog.dtype
+        self.quantisation: Quantisation | None = shape.quantisation
+        self.has_expert_biases: bool = shape.has_biases
         self.base_tensors: Mapping[str, TensorEntry] = catalog.base_tensors
+        self.base_linears: Mapping[str, QuantisedLinear] = catalog.base_linears
         self.grid: ExpertGrid = ExpertGrid(
             num_layers=shape.num_layers,
             moe_layers=shape.moe_layers,
@@ -122,6 +127,10 @@ class ExpertStore:
         buffer = bytearray(self.layout.num_bytes)
         self.read_into(expert, memoryview(buffer))
         return bytes(buffer)
+
+    def extents(self, expert: ExpertId) -> tuple[Extent, ...]:
+        """Where the expert's bytes lie, in the order in which a read puts them end to end."""
+        return self._extents_of(expert)
 
     def checksum(self, expert: ExpertId, buffer: memoryview | bytes) -> int:
         """What a transfer of this expert carries along: see `xxh3_64`."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from emoe.core.budget import slot_bytes
-from emoe.core.errors import InvalidRequestError
+from emoe.core.errors import InvalidRequestError, UnsupportedModelError
 from emoe.eval.rows import Row, read_rows
 from emoe.runtime.cpus import usable_cpus
 from emoe.store.calibration import (
@@ -114,12 +114,18 @@ def run_calibration(
     """`profile`: the one beside the model if not given. Writes the calibration when the training is done.
 
     KeyboardInterrupt leaves the state behind that the same call goes on from. InvalidRequestError for options or data
-    that do not fit, BudgetError when memory is too small, CheckpointError for files of other weights.
+    that do not fit, UnsupportedModelError for a quantised model, BudgetError when memory is too small, CheckpointError
+    for files of other weights.
     """
     if options.plot is not None:
         check_plotting()
     torch.set_num_threads(options.threads or usable_cpus())
     with ExpertStore.open(folder) as store:
+        if store.quantisation is not None:
+            raise UnsupportedModelError(
+                f"{folder}: a calibration is trained on weights that are not quantised; give the checkpoint that this "
+                "one was made from"
+            )
         fingerprint = store.fingerprint()
         profile = profile or read_profile(folder, digest=store.digest, fingerprint=fingerprint)
         if profile is None:

@@ -698,6 +698,59 @@ class PullExpertsResponse(_message.Message):
 Global___PullExpertsResponse: _TypeAlias = PullExpertsResponse  # noqa: Y015
 
 @_typing.final
+class OpenBulkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def model(self) -> _residency_pb2.ModelId: ...
+    def __init__(
+        self,
+        *,
+        model: _residency_pb2.ModelId | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenBulkRequest: _TypeAlias = OpenBulkRequest  # noqa: Y015
+
+@_typing.final
+class OpenBulkResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
+    TICKET_SECONDS_FIELD_NUMBER: _builtins.int
+    SOCKET_PATH_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """On the loader's host. 0: it has no bulk port, experts are pulled by PullExperts alone."""
+    ticket: _builtins.bytes
+    """Good for one connection, within ticket_seconds."""
+    ticket_seconds: _builtins.float
+    socket_path: _builtins.str
+    """Of a Unix socket that takes the ticket as well, and passes the files' descriptors instead of bytes; a worker that
+    finds it there is on the loader's node. Empty: there is none.
+    """
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        ticket: _builtins.bytes = ...,
+        ticket_seconds: _builtins.float = ...,
+        socket_path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "socket_path", b"socket_path", "ticket", b"ticket", "ticket_seconds", b"ticket_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenBulkResponse: _TypeAlias = OpenBulkResponse  # noqa: Y015
+
+@_typing.final
 class WatchWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

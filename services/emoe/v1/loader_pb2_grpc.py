@@ -64,6 +64,11 @@ class LoaderServiceStub:
                 request_serializer=emoe_dot_v1_dot_loader__pb2.PullExpertsRequest.SerializeToString,
                 response_deserializer=emoe_dot_v1_dot_loader__pb2.PullExpertsResponse.FromString,
                 _registered_method=True)
+        self.OpenBulk = channel.unary_unary(
+                '/emoe.v1.LoaderService/OpenBulk',
+                request_serializer=emoe_dot_v1_dot_loader__pb2.OpenBulkRequest.SerializeToString,
+                response_deserializer=emoe_dot_v1_dot_loader__pb2.OpenBulkResponse.FromString,
+                _registered_method=True)
         self.WatchWorkers = channel.unary_stream(
                 '/emoe.v1.LoaderService/WatchWorkers',
                 request_serializer=emoe_dot_v1_dot_loader__pb2.WatchWorkersRequest.SerializeToString,
@@ -126,6 +131,13 @@ class LoaderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenBulk(self, request, context):
+        """A ticket for one connection to the bulk port, where the same bytes go over a plain socket.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchWorkers(self, request, context):
         """The worker list, now and after every change or heartbeat.
         """
@@ -179,6 +191,11 @@ def add_LoaderServiceServicer_to_server(servicer, server):
                     servicer.PullExperts,
                     request_deserializer=emoe_dot_v1_dot_loader__pb2.PullExpertsRequest.FromString,
                     response_serializer=emoe_dot_v1_dot_loader__pb2.PullExpertsResponse.SerializeToString,
+            ),
+            'OpenBulk': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenBulk,
+                    request_deserializer=emoe_dot_v1_dot_loader__pb2.OpenBulkRequest.FromString,
+                    response_serializer=emoe_dot_v1_dot_loader__pb2.OpenBulkResponse.SerializeToString,
             ),
             'WatchWorkers': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchWorkers,
@@ -358,6 +375,33 @@ class LoaderService:
             '/emoe.v1.LoaderService/PullExperts',
             emoe_dot_v1_dot_loader__pb2.PullExpertsRequest.SerializeToString,
             emoe_dot_v1_dot_loader__pb2.PullExpertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenBulk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/emoe.v1.LoaderService/OpenBulk',
+            emoe_dot_v1_dot_loader__pb2.OpenBulkRequest.SerializeToString,
+            emoe_dot_v1_dot_loader__pb2.OpenBulkResponse.FromString,
             options,
             channel_credentials,
             insecure,

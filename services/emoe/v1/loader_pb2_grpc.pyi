@@ -44,6 +44,8 @@ class LoaderServiceStub:
     """A worker's life: heartbeats up, plans down. The first heartbeat registers it; the stream's end removes it."""
     PullExperts: _grpc.UnaryStreamMultiCallable[_loader_pb2.PullExpertsRequest, _loader_pb2.PullExpertsResponse]
     """Bytes of experts as stored, part after part, in the order asked for."""
+    OpenBulk: _grpc.UnaryUnaryMultiCallable[_loader_pb2.OpenBulkRequest, _loader_pb2.OpenBulkResponse]
+    """A ticket for one connection to the bulk port, where the same bytes go over a plain socket."""
     WatchWorkers: _grpc.UnaryStreamMultiCallable[_loader_pb2.WatchWorkersRequest, _loader_pb2.WatchWorkersResponse]
     """The worker list, now and after every change or heartbeat."""
     ReportTasks: _grpc.StreamUnaryMultiCallable[_loader_pb2.ReportTasksRequest, _loader_pb2.ReportTasksResponse]
@@ -67,6 +69,8 @@ class LoaderServiceAsyncStub(LoaderServiceStub):
     """A worker's life: heartbeats up, plans down. The first heartbeat registers it; the stream's end removes it."""
     PullExperts: _aio.UnaryStreamMultiCallable[_loader_pb2.PullExpertsRequest, _loader_pb2.PullExpertsResponse]  # type: ignore[assignment]
     """Bytes of experts as stored, part after part, in the order asked for."""
+    OpenBulk: _aio.UnaryUnaryMultiCallable[_loader_pb2.OpenBulkRequest, _loader_pb2.OpenBulkResponse]  # type: ignore[assignment]
+    """A ticket for one connection to the bulk port, where the same bytes go over a plain socket."""
     WatchWorkers: _aio.UnaryStreamMultiCallable[_loader_pb2.WatchWorkersRequest, _loader_pb2.WatchWorkersResponse]  # type: ignore[assignment]
     """The worker list, now and after every change or heartbeat."""
     ReportTasks: _aio.StreamUnaryMultiCallable[_loader_pb2.ReportTasksRequest, _loader_pb2.ReportTasksResponse]  # type: ignore[assignment]
@@ -123,6 +127,14 @@ class LoaderServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_loader_pb2.PullExpertsResponse], _abc.AsyncIterator[_loader_pb2.PullExpertsResponse]]:
         """Bytes of experts as stored, part after part, in the order asked for."""
+
+    @_abc_1.abstractmethod
+    def OpenBulk(
+        self,
+        request: _loader_pb2.OpenBulkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_loader_pb2.OpenBulkResponse, _abc.Awaitable[_loader_pb2.OpenBulkResponse]]:
+        """A ticket for one connection to the bulk port, where the same bytes go over a plain socket."""
 
     @_abc_1.abstractmethod
     def WatchWorkers(

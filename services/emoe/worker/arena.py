@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from emoe.store.layout import ExpertLayout, ExpertPart
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+SLOT_DTYPES = DTYPES | {"F8_E4M3": torch.float8_e4m3fn, "U8": torch.uint8, "I8": torch.int8, "I32": torch.int32}
+"""Also what quantised experts are made of."""
 
 
 class SlotArena:
@@ -29,17 +31,21 @@ class SlotArena:
         self.layout = layout
         self.slots_SB = torch.empty(num_slots, slot_bytes, dtype=torch.uint8, device=device)
         assert self.slots_SB.data_ptr() % SLOT_ALIGNMENT_BYTES == 0, "torch aligns what it allocates"
-        dtype = self.dtype = DTYPES[layout.parts[0].dtype]
-        self._views = {
-            part.name: torch.as_strided(
-                self.slots_SB.view(dtype),
-                (self.num_slots, *part.shape),
-                (slot_bytes // dtype.itemsize, *_contiguous_strides(part.shape)),
-                part.offset // dtype.itemsize,
-            )
-            for part in _with_merged_gate(layout)
-        }
+        dtypes = {SLOT_DTYPES[part.dtype] for part in layout.parts}
+        self.dtype: torch.dtype | None = dtypes.pop() if len(dtypes) == 1 else None
+        """Of all parts; None where they differ, as those of quantised experts do."""
+        self._views = {part.name: self._view(part, slot_bytes) for part in _with_merged_gate(layout)}
         self._rows = {name: view.unbind() for name, view in self._views.items()}
+
+    def _view(self, part: ExpertPart, slot_bytes: int) -> torch.Tensor:
+        dtype = SLOT_DTYPES[part.dtype]
+        assert part.offset % dtype.itemsize == 0, f"{part} is not aligned"
+        return torch.as_strided(
+            self.slots_SB.view(dtype),
+            (self.num_slots, *part.shape),
+            (slot_bytes // dtype.itemsize, *_contiguous_strides(part.shape)),
+            part.offset // dtype.itemsize,
+        )
 
     @property
     def num_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,16 +19,19 @@ from emoe.store.calibration import CalibrationInfo
 from emoe.store.store import ExpertStore
 from emoe.store.strict_json import parse_object
 from emoe.worker import experts
-from emoe.worker.arena import SlotArena
+from emoe.worker.arena import DTYPES, SlotArena
 from emoe.worker.calibration import CalibratedLayer
 from emoe.worker.calibration_file import load_calibration
 from emoe.worker.calibration_hooks import attach_calibration
 from emoe.worker.engine import Engine
+from emoe.worker.expert_weights import ExpertWeights, PlainWeights
 from emoe.worker.experts import LayerExperts
 from emoe.worker.families import family_of
 from emoe.worker.grouped import can_group
 from emoe.worker.kv import KvCache
 from emoe.worker.loading import experts_modules, load_model, router_modules
+from emoe.worker.quantised.base_weights import DecodedBase
+from emoe.worker.quantised.weights import QuantisedWeights
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting, reroute_hook
 from emoe.worker.sources import ExpertSource
@@ -37,7 +40,8 @@ from emoe.worker.transfer import CudaTransfer, HostTransfer, Transfer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """`expert_memory`: a share of all expert bytes ("25%") or a size ("2GiB"). `miss_policy`: "reroute" or "load"."""
+    """`expert_memory`: a share of all expert bytes ("25%") or a size ("2GiB"); never auto, which `worker.sizing` turns
+    into bytes. `miss_policy`: "reroute" or "load"."""
 
     expert_memory: str = "100%"
     miss_policy: str = "reroute"
@@ -79,17 +83,27 @@ class EngineParts:
         )
 
 
-def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions) -> EngineParts:
-    """Loads the base model and sets the arena up; no expert is loaded yet."""
+def build_parts(
+    store: ExpertStore, source: ExpertSource, options: EngineOptions, model: Any | None = None
+) -> EngineParts:
+    """Loads the base model, unless it is there, and sets the arena up; no expert is loaded yet."""
     budget = plan_slots(store.grid, options)
     residency = build_residency(store, source, options, budget)
-    model = load_model(store, torch.device(options.device))
+    model = load_base_model(store, options) if model is None else model
     routing, table = StepRouting(), DeviceTable(residency, torch.device(options.device))
     calibrated = _calibrate(model, store, options, table) if budget.reserved_bytes else {}
     grouped = options.miss_policy == "reroute" and can_group(residency.arena, torch.device(options.device))
+    weights: ExpertWeights | None = None
     for layer, module in experts_modules(model).items():
+        weights = weights or _build_weights(store, module, residency.arena, torch.device(options.device))
         link = LayerExperts(
-            layer, residency=residency, table=table, routing=routing, mode=options.miss_policy, grouped=grouped
+            layer,
+            residency=residency,
+            weights=weights,
+            table=table,
+            routing=routing,
+            mode=options.miss_policy,
+            grouped=grouped,
         )
         setattr(module, experts.LINK, link)
     if options.miss_policy == "reroute":
@@ -97,6 +111,24 @@ def build_parts(store: ExpertStore, source: ExpertSource, options: EngineOptions
         for layer, router in router_modules(model, family).items():
             router.register_forward_hook(reroute_hook(family, layer, table, routing, calibrated.get(layer)))
     return EngineParts(model, residency, table, routing, read_eos_token_ids(store), options)
+
+
+def load_base_model(store: ExpertStore, options: EngineOptions) -> Any:
+    """Everything but routed experts, on the device."""
+    return load_model(as_loaded(store), torch.device(options.device))
+
+
+def as_loaded(store: ExpertStore) -> ExpertStore:
+    """The store itself; one with quantised base linears as if they were not."""
+    # Loading asks for folder, family, dtype and base tensors, which both have.
+    return cast("ExpertStore", DecodedBase(store)) if store.base_linears else store
+
+
+def _build_weights(store: ExpertStore, module: Any, arena: SlotArena, device: torch.device) -> ExpertWeights:
+    if store.quantisation is None:
+        return PlainWeights(arena, transposed=module.is_transposed, has_bias=module.has_bias)
+    dtype = DTYPES[store.dtype]
+    return QuantisedWeights(arena, store.quantisation, dtype=dtype, device=device, has_bias=module.has_bias)
 
 
 def plan_slots(grid: ExpertGrid, options: EngineOptions) -> SlotBudget:

@@ -1,7 +1,8 @@
 """The experts function that transformers calls in every MoE layer, registered under the name `emoe`.
 
-It computes on views of slots, expert by expert; every choice's output goes to a row of its own, and rows are summed in
-the order of K, so the order in which experts arrive never shows. T tokens, K choices, P rows, D hidden, F intermediate.
+It computes on slots (`expert_weights`), expert by expert; every choice's output goes to a row of its own, and rows are
+summed in the order of K, so the order in which experts arrive never shows. T tokens, K choices, P rows, D hidden,
+F intermediate.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from emoe.core.slots import ABSENT
-from emoe.worker.arena import SlotArena
+from emoe.worker.expert_weights import ExpertWeights
 from emoe.worker.grouped import grouped_experts
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting
@@ -36,6 +37,7 @@ class LayerExperts:
         layer: int,
         *,
         residency: Residency,
+        weights: ExpertWeights,
         table: DeviceTable,
         routing: StepRouting,
         mode: str,
@@ -43,6 +45,7 @@ class LayerExperts:
     ) -> None:
         self.layer = layer
         self.residency = residency
+        self.weights = weights
         self.table = table
         self.routing = routing
         self.mode = mode
@@ -58,7 +61,7 @@ def experts_forward(
         slots_TK = link.table.slots(link.layer)[topk_ids_TK]
         return grouped_experts(module, link.residency.arena, hidden_TD, slots_TK, topk_weights_TK)
     groups = TokenGroups(topk_ids_TK, rounded=_compiles_by_rows(hidden_TD))
-    work = _Work(module, link.residency.arena, groups.gather(hidden_TD), groups.sizes)
+    work = _Work(module, link.weights, groups.gather(hidden_TD), groups.sizes)
     table = link.residency.table.slot_of[link.layer]
     if link.mode == "load":
         link.routing.record(link.layer, topk_ids_TK, (table >= 0)[topk_ids_TK.cpu().numpy()].sum(axis=1))
@@ -94,14 +97,13 @@ class _Work:
     which experts are resident: small calls activate the whole buffer every time, large ones expert by expert.
     """
 
-    def __init__(self, module: Any, arena: SlotArena, x_PD: torch.Tensor, sizes: list[int]) -> None:
+    def __init__(self, module: Any, weights: ExpertWeights, x_PD: torch.Tensor, sizes: list[int]) -> None:
         self._module = module
-        self._arena = arena
+        self._weights = weights
         self._sizes = sizes
         self._x = x_PD.split(sizes)
         self._up = "gate_up" if module.has_gate else "up"
-        width = arena.stacked(self._up).shape[2 if module.is_transposed else 1]
-        self._hidden_PF = x_PD.new_zeros(x_PD.shape[0], width)
+        self._hidden_PF = x_PD.new_zeros(x_PD.shape[0], weights.width(self._up))
         self._activates_whole = self._hidden_PF.numel() <= WHOLE_ACTIVATION_ELEMENTS
         self._hidden = self._hidden_PF.split(sizes)
         self.out_PD = torch.empty(x_PD.shape, dtype=x_PD.dtype, device=x_PD.device)
@@ -110,11 +112,11 @@ class _Work:
     def run(self, experts: list[tuple[int, int]]) -> None:
         """(slot, span) of each expert."""
         for slot, span in experts:
-            self._linear(slot, self._up, self._x[span], self._hidden[span])
+            self._weights.linear(slot, self._up, self._x[span], self._hidden[span])
         active = self._activate(self._hidden_PF).split(self._sizes) if self._activates_whole and experts else None
         for slot, span in experts:
             rows = self._activate(self._hidden[span]) if active is None else active[span]
-            self._linear(slot, "down", rows, self._out[span])
+            self._weights.linear(slot, "down", rows, self._out[span])
 
     def clear(self, span: int) -> None:
         self._out[span].zero_()
@@ -124,15 +126,6 @@ class _Work:
             self._module._apply_gate(hidden) if self._module.has_gate else self._module.act_fn(hidden)
         )
         return active
-
-    def _linear(self, slot: int, name: str, x: torch.Tensor, out: torch.Tensor) -> None:
-        weight = self._arena.part(slot, name)
-        if not self._module.is_transposed:
-            weight = weight.t()
-        if self._module.has_bias:
-            torch.addmm(self._arena.part(slot, f"{name}_bias"), x, weight, out=out)
-        else:
-            torch.mm(x, weight, out=out)
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

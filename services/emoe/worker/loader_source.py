@@ -1,7 +1,7 @@
-"""Expert bytes pulled from the loader over gRPC, for a worker that does not see the checkpoint's files.
+"""Expert bytes pulled from the loader, for a worker that does not see the checkpoint's files: in bulk, else by a call.
 
 Called on the transfer's threads, so it speaks blocking gRPC. Every expert's xxh3 is checked; a neighbour that is away
-is asked again until the deadline.
+is asked again until the deadline. What is wrong with an expert's bytes, the call says by name.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from emoe.runtime.grids import ModelId, expert_to_proto, model_to_proto
 from emoe.store.store import xxh3_64
 from emoe.v1 import loader_pb2 as pb
 from emoe.v1 import loader_pb2_grpc
+from emoe.worker.bulk import BulkPulls
+from emoe.worker.bulk_connection import Ticket, is_seen
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +45,14 @@ class _DamagedError(Exception):
 class LoaderSource:
     def __init__(self, loader: str, model: ModelId, *, give_up_seconds: float = GIVE_UP_SECONDS) -> None:
         self._loader = loader
+        self._host = host_of(loader)
         self._model = model
         self._give_up_seconds = give_up_seconds
         self._away_since: float | None = None
         self._closed = threading.Event()
         self._channel = grpc.insecure_channel(loader, options=CHANNEL_OPTIONS)
         self._stub = loader_pb2_grpc.LoaderServiceStub(self._channel)
+        self._bulk = BulkPulls(self._open_bulk)
 
     def read_into(self, expert: ExpertId, buffer: memoryview) -> None:
         """NotReadyError once the loader has been away for GIVE_UP_SECONDS, whichever expert found that out: while it
@@ -56,7 +60,8 @@ class LoaderSource:
         num_damaged = 0
         while not self._closed.is_set():
             try:
-                self._pull(expert, buffer)
+                if not self._bulk.pull(expert, buffer):
+                    self._pull(expert, buffer)
             except grpc.RpcError as error:
                 self._check(expert, error)
             except _DamagedError as error:
@@ -71,7 +76,12 @@ class LoaderSource:
 
     def close(self) -> None:
         self._closed.set()
+        self._bulk.close()
         self._channel.close()
+
+    @property
+    def num_pulled_in_bulk(self) -> int:
+        return self._bulk.num_pulled
 
     def _check(self, expert: ExpertId, error: grpc.RpcError) -> None:
         """Returns where another try may help."""
@@ -85,6 +95,18 @@ class LoaderSource:
         since = self._away_since = self._away_since or now
         if now - since > self._give_up_seconds:
             raise NotReadyError(f"the loader at {self._loader} is away: {error.details()}") from error
+
+    def _open_bulk(self) -> Ticket | None:
+        try:
+            answer = self._stub.OpenBulk(pb.OpenBulkRequest(model=model_to_proto(self._model)), timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:  # a loader from before there was one
+                return None
+            raise
+        port = answer.port if self._host else 0
+        if not port and not is_seen(answer.socket_path):
+            return None
+        return Ticket(host=self._host or "", port=port, secret=answer.ticket, socket_path=answer.socket_path)
 
     def _pull(self, expert: ExpertId, buffer: memoryview) -> None:
         request = pb.PullExpertsRequest(model=model_to_proto(self._model), experts=[expert_to_proto(expert)])
@@ -101,3 +123,9 @@ class LoaderSource:
             raise _DamagedError(
                 f"expert {expert} arrived damaged: {num_received} of {len(buffer)} bytes, checksum {checksum}"
             )
+
+
+def host_of(address: str) -> str | None:
+    """Of `host:port` or `[::1]:port`; None of a Unix socket."""
+    host = address.rpartition(":")[0].strip("[]")
+    return None if address.startswith("unix:") else host or None

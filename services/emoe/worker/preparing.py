@@ -18,13 +18,15 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from emoe.core.errors import BudgetError, CheckpointError, UnsupportedModelError
+from emoe.core.memory import AUTO
 from emoe.runtime.cpus import usable_cpus
 from emoe.store.calibration import CalibrationInfo, calibration_beside, read_calibration_info
 from emoe.store.store import ExpertStore
-from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts, plan_slots
+from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts, load_base_model, plan_slots
 from emoe.worker.device import bound_kernel_cache, pick_device
 from emoe.worker.prompts import PromptEncoder, vocab_size_of
 from emoe.worker.settings import WorkerSettings
+from emoe.worker.sizing import size_experts
 from emoe.worker.sources import ExpertSource
 from emoe.worker.warmup import warm_up
 
@@ -65,11 +67,15 @@ def prepare(
         device=str(pick_device(settings.device)),
         calibration=_find_calibration(settings, store) if settings.miss_policy == "reroute" else None,
     )
+    model = None
+    if settings.expert_memory == AUTO:
+        model = load_base_model(store, options)
+        options = _with_what_is_left(store, options)
     _say_calibration(settings, store, options)
     if settings.loader is not None and plan_slots(store.grid, options).num_slots < store.grid.num_experts_total:
         options = dataclasses.replace(options, own_routing_tokens=settings.own_routing_tokens)
     encoder = PromptEncoder.open(store.folder, vocab_size=vocab_size_of(store), max_context=options.max_context)
-    parts = build_parts(store, source, options)
+    parts = build_parts(store, source, options, model)
     residency = parts.residency
     if settings.miss_policy == "reroute":
         residency.set_plan(bootstrap_plan(store.grid, residency.plan_slots), epoch=0)
@@ -81,6 +87,19 @@ def prepare(
         settings.miss_policy, options.device,
     )  # fmt: skip
     return parts, encoder
+
+
+def _with_what_is_left(store: ExpertStore, options: EngineOptions) -> EngineOptions:
+    sizing = size_experts(
+        store,
+        device=torch.device(options.device),
+        max_context=options.max_context,
+        max_concurrency=options.max_concurrency,
+    )
+    log.info("expert_memory auto: %s", sizing)
+    if not sizing.expert_bytes:
+        raise BudgetError(f"expert_memory auto: nothing is left for experts ({sizing}); give the worker more memory")
+    return dataclasses.replace(options, expert_memory=str(sizing.expert_bytes))
 
 
 def _find_calibration(settings: WorkerSettings, store: ExpertStore) -> CalibrationInfo | None:

@@ -31,7 +31,8 @@ class WorkerSettings(ServiceSettings):
     expert_source: Literal["auto", "local", "loader"] = "auto"
     """Read experts from the checkpoint's files, or pull them from the loader. auto: from files that are whole here."""
     expert_memory: str = "100%"
-    """Bytes for expert slots: a share of all expert bytes (25%) or a size (2GiB); staging slots are part of it."""
+    """Bytes for expert slots: a share of all expert bytes (25%), a size (2GiB), or auto: what is left of the device's
+    memory, or of the cgroup's or host's, once the base model is loaded. Staging slots are part of it."""
     miss_policy: Literal["reroute", "load"] = "reroute"
     """reroute: only resident experts are used. load: exact, a step waits for what it misses."""
     calibration: Literal["auto", "off"] | Path = "auto"

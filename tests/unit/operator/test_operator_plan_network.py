@@ -13,7 +13,7 @@ HUB = {"model": {"source": "hf://org/name"}, "tracing": {"endpoint": "http://ote
 
 def pod(component: str, *, name: str = "tiny", namespace: str = "apps") -> Endpoint:
     labels = {"emoe.dev/moedeployment": name, "app.kubernetes.io/component": component}
-    return Endpoint(namespace=namespace, labels=labels, ports={"grpc": 9000, "health": 9001})
+    return Endpoint(namespace=namespace, labels=labels, ports={"grpc": 9000, "health": 9001, "bulk": 9002})
 
 
 SCHEDULER, LOADER, PREDICTOR, WORKER = (pod(one) for one in ("scheduler", "loader", "predictor", "worker"))
@@ -32,6 +32,7 @@ MUST_PASS = {
     "scheduler to worker": (SCHEDULER, WORKER, 9000),
     "scheduler to loader": (SCHEDULER, LOADER, 9000),
     "worker to loader": (WORKER, LOADER, 9000),
+    "worker to the loader's bulk port": (WORKER, LOADER, 9002),
     "worker to predictor": (WORKER, PREDICTOR, 9000),
     "loader to predictor": (LOADER, PREDICTOR, 9000),
     "loader to the hub": (LOADER, WORLD, 443),
@@ -51,6 +52,10 @@ MUST_NOT_PASS = {
     "predictor to loader": (PREDICTOR, LOADER, 9000),
     "operator to worker": (OPERATOR, WORKER, 9000),
     "another's worker to loader": (OTHERS_WORKER, LOADER, 9000),
+    "another's worker to the loader's bulk port": (OTHERS_WORKER, LOADER, 9002),
+    "scheduler to the loader's bulk port": (SCHEDULER, LOADER, 9002),
+    "operator to the loader's bulk port": (OPERATOR, LOADER, 9002),
+    "worker to a predictor's port of that number": (WORKER, PREDICTOR, 9002),
     "another's scheduler to worker": (OTHERS_SCHEDULER, WORKER, 9000),
     "worker to the world": (WORKER, WORLD, 443),
     "scheduler to the world": (SCHEDULER, WORLD, 443),

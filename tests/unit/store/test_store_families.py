@@ -50,13 +50,6 @@ def deepseek(name: str, **changes: object) -> ModelShape:
             "llama: a dense model",
             id="dense",
         ),
-        pytest.param(
-            {"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}}, r"\(mxfp4\)", id="mxfp4"
-        ),
-        pytest.param(
-            {"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}, r"\(fp8\)", id="fp8"
-        ),
-        pytest.param({"quantization_config": {"quant_method": "gptq"}}, r"\(gptq\)", id="gptq"),
         pytest.param({"quantization_config": {"bits": 4}}, r"\(unnamed\)", id="unnamed quantisation"),
         pytest.param(
             {"model_type": "llama4", "text_config": {"num_local_experts": 16}}, "nests .* in text_config", id="nested"

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import quantised
 from support.checkpoints import CONFIGS, save_with_tokenizer
 
-from emoe.core.errors import BudgetError, CheckpointError, InvalidRequestError
+from emoe.core.errors import BudgetError, CheckpointError, InvalidRequestError, UnsupportedModelError
 from emoe.eval.rows import EncodedRow, Row
 from emoe.store.calibration import PARTS, read_calibration_info
 from emoe.store.profile import Lengths, Profile, TaskProfile
@@ -194,6 +195,12 @@ def test_tasks_that_are_not_profiled_are_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=r"poetry.*code, qa"):
         calibrate(folder("qwen2_moe"), data, tmp_path / "c.safetensors", tasks=("poetry",))
+
+
+def test_a_quantised_model_is_refused_before_anything_is_trained(data: Path, tmp_path: Path) -> None:
+    model, _ = quantised.write("int4", "mixtral", tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match="not quantised"):
+        calibrate(model, data, tmp_path / "c.safetensors")
 
 
 def test_more_memory_than_there_is_is_refused_with_both_figures() -> None:
