@@ -3,7 +3,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check lint format protos crd setup-demo setup-dev
+.PHONY: help demo test test-cluster check lint format protos crd bench-peers setup-demo setup-dev
 
 help: ## Show these lines
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -36,6 +36,9 @@ protos: setup-dev ## Generate services/emoe/v1 from protos/
 
 crd: setup-dev ## Generate the chart's CRD from services/emoe/api
 	@$(BIN)/python tools/crd.py generate
+
+bench-peers: setup-dev ## Install the engines that `emoe bench engine` is compared with, each in .venv-peers (10 minutes: llama.cpp is built)
+	@nice $(BIN)/python -m emoe.bench.peers.install $(ARGS)
 
 setup-demo:
 	@sh tools/setup.sh --extra all --no-default-groups --inexact

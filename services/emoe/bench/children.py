@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
@@ -38,7 +39,10 @@ class ChildProcess:
             raise BenchmarkError(f"the process of {self._name} does not answer: {error!r}") from error
         if not line:
             raise BenchmarkError(f"the process of {self._name} ended before its answer; see its lines above")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise BenchmarkError(f"the process of {self._name} wrote no answer but {line[:80]!r}") from error
         if "error" in answer:
             raise BenchmarkError(f"{self._name}: {answer['error']}")
         return answer
@@ -46,15 +50,24 @@ class ChildProcess:
 
 @contextlib.asynccontextmanager
 async def child_process(
-    module: str, options: Mapping[str, object], *, name: str, prefix: Sequence[str] = ()
+    module: str,
+    options: Mapping[str, object],
+    *,
+    name: str,
+    prefix: Sequence[str] = (),
+    python: str = sys.executable,
+    environment: Mapping[str, str] | None = None,
+    own_session: bool = False,
 ) -> AsyncIterator[ChildProcess]:
     """`python -m module OPTIONS`, ended with the block. `name` is what messages call it; `prefix` is a command that
-    becomes the one that follows it."""
+    becomes the one that follows it; `environment` is added to ours. A child in its own session gets no Ctrl-C."""
     process = await asyncio.create_subprocess_exec(
-        *(*prefix, sys.executable, "-m", module, json.dumps(options)),
+        *(*prefix, python, "-m", module, json.dumps(options)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,
+        env=None if environment is None else {**os.environ, **environment},
+        start_new_session=own_session,
     )
     try:
         yield ChildProcess(process, name)

@@ -13,10 +13,12 @@ from emoe.bench.failures import BenchmarkError
 from emoe.bench.rows import Timing
 
 
-def load_reference(model: Path) -> Any:
-    """In the checkpoint's own dtype; no token ends an answer."""
+def load_reference(model: Path, *, dtype: str = "auto", **options: Any) -> Any:
+    """In the checkpoint's own dtype unless another is named; no token ends an answer. `options` are transformers'."""
     transformers.utils.logging.disable_progress_bar()
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype="auto", attn_implementation="sdpa")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        model, dtype=dtype, attn_implementation="sdpa", **options
+    )
     # What is not set in a call is taken from here, the end-of-answer tokens too.
     loaded.generation_config = transformers.GenerationConfig()
     return loaded.eval()

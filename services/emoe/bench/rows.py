@@ -48,6 +48,42 @@ class EngineRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ContestSample:
+    """One turn: until every prompt had its first token, and from there on."""
+
+    prefill_seconds: float
+    decode_seconds: float
+    num_decoded_tokens: int
+    bytes_needed: int | None
+    bytes_copied: int | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContestRow:
+    """A contestant at one batch; what it cannot tell is None, and a line of the report says why.
+
+    `peak_anon_bytes`: of its process's whole life, loading too. `bytes_read`: what storage delivered to it in its first
+    turn, its files just dropped from the page cache. `bytes_needed`: of the different experts that a turn routes to.
+    `bytes_copied`: into slots, in a turn. `max_logit_difference`: from the same model in float32, after a prompt.
+    """
+
+    engine: str
+    model: str
+    mode: str
+    budget_ratio: float | None
+    batch: int
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    ttft_seconds: float
+    peak_anon_bytes: int
+    bytes_read: int | None
+    bytes_needed: int | None
+    bytes_copied: int | None
+    max_logit_difference: float | None
+    samples: tuple[ContestSample, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryRow:
     """Anonymous memory of a process of its own. `overhead_bytes` is what the peak has beside all that is named here."""
 
@@ -135,7 +171,7 @@ class DecisionRow:
     bytes_per_queued: float
 
 
-Row = EngineRow | MemoryRow | ReadRow | ServiceRow | PlanningRow | DecisionRow
+Row = EngineRow | ContestRow | MemoryRow | ReadRow | ServiceRow | PlanningRow | DecisionRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,3 +184,5 @@ class Report:
     machine: Machine
     settings: Mapping[str, object]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    """What was not measured, and why; and what a reader must know."""

@@ -10,17 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emoe.cli.bench_costs import costs_command
+from emoe.cli.bench_engine import engine_command
+from emoe.cli.bench_engine import parse_counts as parse_counts
 from emoe.cli.bench_schedule import schedule_command
 from emoe.cli.bench_serve import bench_serve_command
+from emoe.cli.bench_transfer import transfer_command
 from emoe.cli.reporting import reported_errors
 
 if TYPE_CHECKING:
     from emoe.bench.planning import ModelShape
 
 bench_app = typer.Typer(help="Measure emoe on this machine, against transformers where it can.", no_args_is_help=True)
+bench_app.command("engine")(engine_command)
 bench_app.command("serve")(bench_serve_command)
 bench_app.command("schedule")(schedule_command)
 bench_app.command("costs")(costs_command)
+bench_app.command("transfer")(transfer_command)
 
 ModelArgument = Annotated[
     Path | None, typer.Argument(help="Checkpoint folder as published. Default: the small model that ships.")
@@ -34,33 +39,6 @@ ThreadsOption = Annotated[
 JsonFileOption = Annotated[
     Path | None, typer.Option("--json", help="Write the report there as JSON; - prints it instead of the table.")
 ]
-
-
-@bench_app.command()
-def engine(
-    model: ModelArgument = None,
-    batches: Annotated[str, typer.Option(help="Prompts at once, separated by commas.")] = "1,8,32",
-    prompt_tokens: PromptTokensOption = 128,
-    new_tokens: NewTokensOption = 48,
-    repeats: RepeatsOption = 5,
-    threads: ThreadsOption = None,
-    json_file: JsonFileOption = None,
-) -> None:
-    """Tokens a second with all experts resident, against transformers' static batch in the same process."""
-    from emoe.cli.bench_report import give, say
-    from emoe.cli.paths import resolve_model
-
-    with reported_errors():
-        from emoe.bench.engine import EngineSettings, bench_engine
-
-        settings = EngineSettings(
-            batches=parse_counts("--batches", batches),
-            prompt_tokens=prompt_tokens,
-            new_tokens=new_tokens,
-            repeats=repeats,
-            threads=threads,
-        )
-        give(bench_engine(resolve_model(model), settings, say=say), json_file)
 
 
 @bench_app.command()
@@ -214,11 +192,3 @@ def parse_shapes(texts: list[str]) -> tuple[ModelShape, ...]:
             )
         shapes.append(ModelShape(name=text, num_layers=num_layers, num_experts=num_experts, top_k=top_k))
     return tuple(shapes)
-
-
-def parse_counts(option: str, text: str) -> tuple[int, ...]:
-    """`1,8,32`; typer.BadParameter for anything else."""
-    pieces = [piece.strip() for piece in text.split(",")]
-    if not all(piece.isascii() and piece.isdigit() and int(piece) for piece in pieces):
-        raise typer.BadParameter(f"{text!r} must be counts from 1 up, separated by commas", param_hint=option)
-    return tuple(int(piece) for piece in pieces)

@@ -35,6 +35,8 @@ def print_report(report: Report) -> None:
     console.print(_settings_line(report))
     console.print(_machine_line(report.machine))
     console.print(build_table(report.rows))
+    for note in report.notes:
+        console.print(note, markup=False)
 
 
 def _settings_line(report: Report) -> str:

@@ -42,10 +42,10 @@ def heading(name: str) -> str:
 def format_figure(name: str, value: object) -> str:
     if value is None:
         return "-"
-    if name.endswith("_bytes") and isinstance(value, int):
+    if (name.endswith("_bytes") or name.startswith("bytes_")) and isinstance(value, int):
         return f"-{format_bytes(-value)}" if value < 0 else format_bytes(value)
     if name.endswith("_seconds") and isinstance(value, float):
         return f"{value * 1000:.1f} ms" if value >= 5e-4 or not value else f"{value * 1e6:.0f} us"
-    if name.endswith("_ratio") and isinstance(value, float):
+    if name.endswith(("_ratio", "_difference")) and isinstance(value, float):
         return f"{value:.3f}"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
