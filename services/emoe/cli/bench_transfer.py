@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emoe.cli.reporting import reported_errors
-from emoe.cli.rows_table import build_table, wide_console
 
 if TYPE_CHECKING:
     from emoe.bench.transfer_rows import TransferReport
@@ -56,6 +55,8 @@ def _give(report: TransferReport, json_file: Path | None) -> None:
     if json_file == Path("-"):
         print(text)
         return
+    from emoe.cli.rows_table import build_table, wide_console
+
     console = wide_console()
     machine = report.machine
     console.print(f"[bold]transfer[/], {machine.cpu}, {machine.num_cpus} CPUs, load {machine.load_average:.1f}")

@@ -38,11 +38,11 @@ def request(
     )
 
 
-def cluster(num: int = 1) -> Cluster:
+def cluster(num: int = 1, *, free: int = 8) -> Cluster:
     made = Cluster()
     for number in range(num):
         made.update(
-            WorkerReport(worker_id=f"w{number}", free_sequences=8, max_tokens_per_sequence=100_000, costs=COSTS)
+            WorkerReport(worker_id=f"w{number}", free_sequences=free, max_tokens_per_sequence=100_000, costs=COSTS)
         )
     return made
 
@@ -97,7 +97,13 @@ def test_of_more_than_can_be_done_the_longest_gives_way() -> None:
 def test_of_more_than_can_be_done_a_long_answer_gives_way_as_a_long_prompt_does() -> None:
     short = [request(f"short{number}", 200, ttft=1.1) for number in range(3)]
     wordy = request("wordy", 200, ttft=1.0, answer=900)
-    assert serve(policy(wordy, *short), cluster()) == ["short0", "short1", "short2", "wordy"]
+    assert serve(policy(wordy, *short), cluster(free=3)) == ["short0", "short1", "short2", "wordy"]
+
+
+def test_while_a_sequence_is_free_for_each_no_answer_is_too_long() -> None:
+    short = [request(f"short{number}", 200, ttft=1.1) for number in range(3)]
+    wordy = request("wordy", 200, ttft=1.0, answer=900)
+    assert picked(policy(wordy, *short), cluster(free=4)) == "wordy"
 
 
 def test_answers_that_run_leave_less_time_for_the_rest() -> None:

@@ -95,7 +95,8 @@ class OnTimeAdmission:
         return admission
 
     def _look(self, cluster: Cluster, now_seconds: float) -> None:
-        answer_weight = answer_token_weight(cluster)
+        # While a sequence is free for each that waits, only prompts stand in each other's way.
+        answer_weight = answer_token_weight(cluster) if len(self) > cluster.num_free_sequences else 0.0
         for request_id, request in self._new.items():
             self._buckets.add(request_id, _due(request), work_tokens(request, answer_weight))
         self._new.clear()
