@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +131,14 @@ def test_json_names_the_files_and_every_task(folder: Callable[[str], Path], data
     assert (task["task"], task["random_similarity_ratio"]) == ("math", None)
 
 
+@pytest.fixture
+def takes_ctrl_c() -> Iterator[None]:
+    """Tests that run in a shell's background ignore it, and so would the command."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     """Ctrl-C as soon as progress says so."""
 
@@ -150,6 +158,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
         ("learning", "rows misrouted: 4 of 4 are kept"),
     ],
 )
+@pytest.mark.usefixtures("takes_ctrl_c")
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(
     folder: Callable[[str], Path], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, kept: str
 ) -> None:
