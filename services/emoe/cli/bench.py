@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emoe.cli.bench_costs import costs_command
-from emoe.cli.bench_engine import engine_command
-from emoe.cli.bench_engine import parse_counts as parse_counts
+from emoe.cli.bench_engine import engine_command, parse_counts
 from emoe.cli.bench_schedule import schedule_command
 from emoe.cli.bench_serve import bench_serve_command
 from emoe.cli.bench_transfer import transfer_command

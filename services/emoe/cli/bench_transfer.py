@@ -35,7 +35,7 @@ def transfer_command(
     its bulk port; files that it passed over a Unix socket; and the worker's own files. All bytes come from the page
     cache. Needs room for one checkpoint of --mib in the temporary folder.
     """
-    from emoe.cli.bench import parse_counts
+    from emoe.cli.bench_engine import parse_counts
     from emoe.cli.bench_report import say
 
     with reported_errors():

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from emoe.bench.rows import Machine, ReadRow, Report
-from emoe.cli.bench import parse_counts
+from emoe.cli.bench_engine import parse_counts
 from emoe.cli.bench_report import give
 from emoe.cli.rows_table import format_figure, heading
 

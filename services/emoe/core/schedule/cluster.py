@@ -189,11 +189,6 @@ class Cluster:
             delay += self.missed_seconds(request)
         return delay
 
-    def backlog_seconds(self, now_seconds: float) -> FloatArray:
-        """Until the prompts that were sent there are expected to be done."""
-        backlog: FloatArray = np.maximum(self.table.clear - now_seconds, 0.0)
-        return backlog
-
     def predict_wait_seconds(self, request: QueuedRequest, now_seconds: float) -> FloatArray:
         """From now to its first token: the prompts that were sent before it, its own, and experts that it misses."""
         return self.forecast(request, now_seconds)[0]

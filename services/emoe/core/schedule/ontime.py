@@ -107,11 +107,11 @@ class OnTimeAdmission:
         for request_id in self._buckets.take_overdue(now_seconds):
             gone = self._hopeful.discard(request_id)
             if gone is not None:
-                self._is_late(gone, now_seconds, OVERDUE)
+                self._put_behind(gone, now_seconds, OVERDUE)
         for request in self._deferred.take_until(now_seconds):
-            self._is_late(request, now_seconds, OVERDUE)
+            self._put_behind(request, now_seconds, OVERDUE)
 
-    def _is_late(self, request: QueuedRequest, now_seconds: float, why: str) -> None:
+    def _put_behind(self, request: QueuedRequest, now_seconds: float, why: str) -> None:
         self._late.add(request)
         if self.on_deferred is not None:
             self.on_deferred(request, now_seconds, why)
@@ -153,7 +153,7 @@ class OnTimeAdmission:
                 too_late.append(request)
         for request in too_late:
             self.discard(request.request_id)
-            self._is_late(request, now_seconds, TOO_LATE)
+            self._put_behind(request, now_seconds, TOO_LATE)
         if admission is not None:
             self._take(admission)
         return admission
