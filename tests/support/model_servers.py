@@ -15,6 +15,8 @@ from aiohttp import web
 
 COMMIT = "5" * 40
 LFS_SUFFIXES = (".safetensors", ".bin")
+SMALL_BYTES = 128 * 1024
+"""A connection that has carried less has brought answers, not weights."""
 
 
 class Hub:
@@ -112,12 +114,13 @@ class Line:
         self._connections: set[asyncio.Task[None]] = set()
         self._left: int | None = None
         self._break = True
+        self._num_silences = 0
 
     def break_after(self, num_bytes: int) -> None:
         self._left, self._break = num_bytes, True
 
     def fall_silent_after(self, num_bytes: int) -> None:
-        """Until `is_silent` is cleared nothing more comes."""
+        """Nothing more comes over any connection that is in the midst of a file then; others work."""
         self._left, self._break = num_bytes, False
 
     @contextlib.asynccontextmanager
@@ -156,7 +159,11 @@ class Line:
         writer.write_eof()
 
     async def _copy_down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        num_silences, num_bytes = self._num_silences, 0
         while data := await reader.read(65536):
+            if num_silences < self._num_silences and num_bytes >= SMALL_BYTES:
+                await asyncio.Event().wait()
+            num_bytes += len(data)
             if self._left is not None:
                 if len(data) >= self._left:
                     await self._fail(data[: self._left], writer)
@@ -171,6 +178,7 @@ class Line:
         writer.write(last)
         await writer.drain()
         if not self._break:
+            self._num_silences += 1
             self.is_silent.set()
             await asyncio.Event().wait()
         # A moment for what was written; an abort at once would throw it away.
