@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emoe.bench.contest import ContestSettings, Results, run_contest
+from emoe.bench.contest import run_contest
 from emoe.bench.contest_prompts import prompts_of
+from emoe.bench.contest_records import ContestSettings, Results
 from emoe.bench.contest_report import build_rows
 from emoe.bench.failures import BenchmarkError
 from emoe.bench.peers.gguf_file import make_gguf

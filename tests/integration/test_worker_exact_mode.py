@@ -29,10 +29,11 @@ def test_any_budget_gives_the_logits_of_all_resident_bit_for_bit(
         total = parts.residency.grid.num_experts_total
         tokens, logits = generate(parts.build_engine(), prompts, max_tokens=MAX_TOKENS)
         assert parts.residency.counters.num_experts_loaded <= total
-    for num_slots in (top_k, top_k + 1, total // 2):
-        with open_parts(checkpoint(family), miss_policy="load", num_slots=num_slots) as parts:
+    for num_slots, lookahead in ((top_k, True), (top_k + 1, False), (total // 2, False), (total - 1, True)):
+        with open_parts(checkpoint(family), miss_policy="load", num_slots=num_slots, lookahead=lookahead) as parts:
             paged_tokens, paged_logits = generate(parts.build_engine(), prompts, max_tokens=MAX_TOKENS)
-            assert parts.residency.counters.num_experts_loaded > num_slots
+            assert lookahead or parts.residency.counters.num_experts_loaded > num_slots
+            assert (parts.residency.guesses.num_begun > 0) == (lookahead and parts.residency.guesses.are_made)
         assert paged_tokens == tokens
         assert all(torch.equal(paged, full) for paged, full in zip(paged_logits, logits, strict=True))
 
@@ -64,8 +65,9 @@ def test_a_prompt_longer_than_a_step_is_prefilled_in_chunks(checkpoint: Checkpoi
     assert chunked == whole
 
 
-def test_a_prefill_step_reads_each_expert_once(checkpoint: Checkpoint) -> None:
-    with open_parts(checkpoint("qwen3_moe"), miss_policy="load", num_slots=2) as parts:
+@pytest.mark.parametrize("num_slots", [2, 12, 15], ids=lambda num: f"{num}-slots")
+def test_a_prefill_step_reads_each_expert_once_also_when_it_reads_ahead(checkpoint: Checkpoint, num_slots: int) -> None:
+    with open_parts(checkpoint("qwen3_moe"), miss_policy="load", num_slots=num_slots, lookahead=True) as parts:
         _, logits_of_steps = generate(parts.build_engine(), MIXED, max_tokens=1)
         assert len(logits_of_steps) == 1
         assert parts.residency.counters.num_experts_loaded <= parts.residency.grid.num_experts_total

@@ -301,6 +301,7 @@ async def test_a_worker_that_still_waits_for_its_first_experts_stops_when_told(
     ("given", "named"),
     [
         ({"miss_policy": "reroute", "eviction": "lru"}, ["eviction"]),
+        ({"miss_policy": "reroute", "lookahead": True}, ["lookahead"]),
         ({"miss_policy": "load", "eviction": "demand"}, ["eviction demand"]),
         ({"miss_policy": "load", "eviction": "demand", "loader": "l:1"}, []),
         ({"miss_policy": "load", "start_timeout_seconds": 5}, ["start_timeout_seconds"]),

@@ -16,6 +16,7 @@ from emoe.store.store import ExpertStore
 from emoe.worker import experts
 from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts
 from emoe.worker.engine import Engine
+from emoe.worker.grouped import PlainStack, SlotStack
 from emoe.worker.loading import experts_modules
 from emoe.worker.sequence import Sequence as EngineSequence
 from emoe.worker.sources import LocalSource
@@ -34,6 +35,7 @@ def open_parts(
     step_tokens: int = 1024,
     device: str = "cpu",
     calibration: Path | None = None,
+    lookahead: bool = False,
 ) -> Iterator[EngineParts]:
     """All experts fit unless `num_slots` is given. Reroute mode starts from `plan`, or as a worker would."""
     with ExpertStore.open(folder) as store:
@@ -49,6 +51,7 @@ def open_parts(
             max_concurrency=max_concurrency,
             step_tokens=step_tokens,
             device=device,
+            lookahead=lookahead,
         )
         parts = build_parts(store, LocalSource(store), options)
         assert parts.residency.arena.num_slots == slots
@@ -96,7 +99,9 @@ def assert_logits_close(ours: torch.Tensor, reference: torch.Tensor) -> None:
     torch.testing.assert_close(ours, reference, rtol=0.0, atol=1e-5 * scale)
 
 
-def use_grouped(parts: EngineParts, *, grouped: bool) -> None:
-    """Computes experts by grouped products, or by the loop, whatever the device would choose."""
+def use_grouped(parts: EngineParts, *, grouped: bool, stack: SlotStack | None = None) -> None:
+    """Computes experts by grouped products, of `stack` if it is not the plain one, or by the loop, whatever the device
+    would choose."""
     for module in experts_modules(parts.model).values():
-        getattr(module, experts.LINK).grouped = grouped
+        plain = PlainStack(parts.residency.arena, transposed=module.is_transposed)
+        getattr(module, experts.LINK).grouped = (stack or plain) if grouped else None

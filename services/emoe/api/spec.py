@@ -116,9 +116,9 @@ class Experts(ApiModel):
     it, and answers are exactly the full model's."""
     strategy: Literal["emoe"] = "emoe"
     """How residents are chosen. emoe: by the demand that the predictor foretells for the coming tasks."""
-    eviction: Literal["lru", "demand"] | None = None
-    """missPolicy load only: whose place is taken, the least recently used expert's or the least wanted one's; lru if
-    left out."""
+    eviction: Literal["frequency", "lru", "demand"] | None = None
+    """missPolicy load only: whose place is taken, that of the expert which recent tokens chose least, of the least
+    recently used or of the least wanted one; frequency if left out."""
     pinned: tuple[PinnedExperts, ...] = Field(
         default=(),
         max_length=256,

@@ -1,10 +1,14 @@
-"""What the system tells of a contestant's reading, and the page cache that it reads through."""
+"""What the system tells of a contestant's reading and computing, and the page cache that it reads through."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+Say = Callable[[str], None]
 
 
 def storage_bytes_read(pid: int) -> int | None:
@@ -15,6 +19,22 @@ def storage_bytes_read(pid: int) -> int | None:
         return None
     counts = dict(line.split(": ", 1) for line in lines)
     return int(counts["read_bytes"]) if "read_bytes" in counts else None
+
+
+def processor_seconds(pid: int) -> float | None:
+    """Of all of a process's threads, the kernel's part too; None where the system does not tell."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    user, system = int(after_name[11]), int(after_name[12])
+    return (user + system) / os.sysconf("SC_CLK_TCK")
+
+
+def end_process(pid: int) -> None:
+    """At once; it may have ended already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def drop_pages(places: Iterable[Path]) -> None:

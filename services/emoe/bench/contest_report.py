@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
-from emoe.bench.contest import ContestSettings, Record, Results
+from emoe.bench.contest_records import ContestSettings, Record, Results
 from emoe.bench.contestants import OURS
 from emoe.bench.rows import ContestRow, ContestSample, Machine, Report
 
@@ -64,12 +64,20 @@ def _row(results: Results, record: Record, batch: int, settings: ContestSettings
         decode_tokens_per_second=_decode_rate(samples),
         ttft_seconds=prefill_seconds,
         peak_anon_bytes=record.peak_anon_bytes,
-        bytes_read=record.bytes_read if batch == 1 or batch == settings.batches[0] else None,
+        bytes_read=_bytes_read(record, batch, results, settings),
         bytes_needed=own_need if own_need is not None else exact_need if answers_whole else None,
         bytes_copied=_median(sample.bytes_copied for sample in samples),
         max_logit_difference=_difference(record.logits, results.reference_logits),
+        memory_cap_bytes=results.memory_cap_bytes,
         samples=tuple(samples),
     )
+
+
+def _bytes_read(record: Record, batch: int, results: Results, settings: ContestSettings) -> int | None:
+    """A turn's under a cap, where each reads; else the first turn's, which was of one prompt."""
+    if results.memory_cap_bytes is not None:
+        return _median(sample.bytes_read for sample in record.samples[batch])
+    return record.bytes_read if batch == 1 or batch == settings.batches[0] else None
 
 
 def _decode_rate(samples: Sequence[ContestSample]) -> float:

@@ -1,6 +1,6 @@
 """A view of a checkpoint whose answers never end by themselves: links to its files, and no end-of-answer token.
 
-A request cannot ask a worker to ignore the end of an answer, and answers of different lengths cannot be compared.
+Answers of different lengths cannot be compared, and not every way to an engine that is measured has `ignore_eos`.
 """
 
 from __future__ import annotations

@@ -49,13 +49,16 @@ class EngineRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContestSample:
-    """One turn: until every prompt had its first token, and from there on."""
+    """One turn: until every prompt had its first token, and from there on. `bytes_read`: from storage.
+    `processor_seconds`: of all threads; what is left of the threads' time was spent waiting."""
 
     prefill_seconds: float
     decode_seconds: float
     num_decoded_tokens: int
     bytes_needed: int | None
     bytes_copied: int | None
+    bytes_read: int | None = None
+    processor_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +66,9 @@ class ContestRow:
     """A contestant at one batch; what it cannot tell is None, and a line of the report says why.
 
     `peak_anon_bytes`: of its process's whole life, loading too. `bytes_read`: what storage delivered to it in its first
-    turn, its files just dropped from the page cache. `bytes_needed`: of the different experts that a turn routes to.
-    `bytes_copied`: into slots, in a turn. `max_logit_difference`: from the same model in float32, after a prompt.
+    turn, its files just dropped from the page cache; under a memory cap, in a measured turn. `bytes_needed`: of the
+    different experts that a turn routes to. `bytes_copied`: into slots, in a turn. `max_logit_difference`: from the
+    same model in float32, after a prompt. `memory_cap_bytes`: of its cgroup, page cache included.
     """
 
     engine: str
@@ -81,6 +85,7 @@ class ContestRow:
     bytes_copied: int | None
     max_logit_difference: float | None
     samples: tuple[ContestSample, ...]
+    memory_cap_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,7 +176,65 @@ class DecisionRow:
     bytes_per_queued: float
 
 
-Row = EngineRow | ContestRow | MemoryRow | ReadRow | ServiceRow | PlanningRow | DecisionRow
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClaimRow:
+    """One claim of the paper: emoe with few experts resident beside all of them resident, in `unit`, at one memory cap.
+
+    `ours_ratio`: ours to all resident's; `paper_ratio`: the same as the paper gives it. `ended_by`: what kept a larger
+    one of ours away. A sample is a round's figures, all resident's and ours.
+    """
+
+    claim: str
+    mode: str
+    budget_ratio: float
+    unit: str
+    all_resident: float | None
+    ours: float | None
+    ours_ratio: float | None
+    paper_ratio: float | None
+    ended_by: str | None
+    samples: tuple[tuple[float, float], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefreshSample:
+    """One turn of a system. `nll`: the sum over the answers' tokens, in nats; `processor_seconds`: of each service."""
+
+    num_prompt_tokens: int
+    num_tokens: int
+    wall_seconds: float
+    ttft_seconds: tuple[float, ...]
+    nll: float
+    num_plans: int
+    num_loaded_bytes: int
+    num_expert_hits: int
+    num_expert_choices: int
+    processor_seconds: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefreshRow:
+    """Speed and perplexity of the same requests; plans and loaded bytes are of all turns together. Ratios of speed are
+    medians over rounds of the ratio to the all-resident system's turn in the same round; `processor_ratio` is that of
+    tokens for each second of processor time of all services, which leaves out what others took of the machine."""
+
+    variant: str
+    mode: str
+    resident: str
+    clients: int
+    tokens_per_second: float
+    tokens_ratio: float
+    processor_ratio: float
+    ttft_p50_seconds: float
+    num_plans: int
+    loaded_bytes: int
+    hit_ratio: float
+    perplexity: float
+    perplexity_ratio: float
+    samples: tuple[RefreshSample, ...]
+
+
+Row = EngineRow | ContestRow | MemoryRow | ReadRow | ServiceRow | PlanningRow | DecisionRow | ClaimRow | RefreshRow
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from emoe.cli.bench_claims import claims_command
 from emoe.cli.bench_costs import costs_command
 from emoe.cli.bench_engine import engine_command, parse_counts
+from emoe.cli.bench_refresh import refresh_command
 from emoe.cli.bench_schedule import schedule_command
 from emoe.cli.bench_serve import bench_serve_command
 from emoe.cli.bench_transfer import transfer_command
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 bench_app = typer.Typer(help="Measure emoe on this machine, against transformers where it can.", no_args_is_help=True)
 bench_app.command("engine")(engine_command)
+bench_app.command("claims")(claims_command)
+bench_app.command("refresh")(refresh_command)
 bench_app.command("serve")(bench_serve_command)
 bench_app.command("schedule")(schedule_command)
 bench_app.command("costs")(costs_command)

@@ -17,6 +17,10 @@ SHAPE_HELP = (
 )
 PEERS_HELP = "eager, grouped_mm, disk (transformers), llama.cpp, airllm, separated by commas; or none."
 ONE_PROCESS_HELP = "All experts resident, emoe against transformers in one process; no peers, no budgets."
+CAP_HELP = (
+    "Runs each process in a memory cgroup of that size, page cache included: 800MiB, or 33% of the checkpoint's bytes. "
+    "Started anew for each turn; needs the rights to make cgroups (root)."
+)
 CACHE_HELP = "Keeps planted models, and meanwhile what peers make of them."
 
 
@@ -38,6 +42,7 @@ def engine_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for computing.", show_default="what the cgroup allows")
     ] = None,
+    memory_cap: Annotated[str | None, typer.Option(metavar="SIZE|SHARE", help=CAP_HELP, show_default="no cap")] = None,
     one_process: Annotated[bool, typer.Option("--one-process", help=ONE_PROCESS_HELP)] = False,
     cache: Annotated[Path | None, typer.Option(help=CACHE_HELP, show_default="the user's cache folder")] = None,
     json_file: JsonOption = None,
@@ -53,7 +58,11 @@ def engine_command(
 
     One model, quickly: `emoe bench engine --shape mix-s --budgets 25%,100% --repeats 3`
 
-    Ctrl-C keeps what is measured so far.
+    A model larger than memory: `emoe bench engine --shape qwen3moe-m --memory-cap 33% --budgets 12.5%
+    --policies load --peers disk,llama.cpp`. A process that the cap kills is named. Python with torch takes some 400 MiB
+    of it.
+
+    Ctrl-C and SIGTERM keep what is measured so far, and give its report.
     """
     from emoe.cli.bench_engine_run import run_contests, run_one_process
 
@@ -61,6 +70,8 @@ def engine_command(
         if one_process:
             if plot is not None:
                 raise typer.BadParameter("draws memory, which --one-process does not measure", param_hint="--plot")
+            if memory_cap is not None:
+                raise typer.BadParameter("caps processes of their own, not --one-process", param_hint="--memory-cap")
             run_one_process(
                 model,
                 batches=parse_counts("--batches", batches or "1,8,32"),
@@ -71,7 +82,7 @@ def engine_command(
                 json_file=json_file,
             )
             return
-        from emoe.bench.contest import ContestSettings
+        from emoe.bench.contest_records import ContestSettings
         from emoe.bench.contestants import PEERS, POLICIES
         from emoe.runtime.cpus import usable_cpus
 
@@ -84,6 +95,7 @@ def engine_command(
             new_tokens=check_new_tokens(new_tokens or 32),
             repeats=repeats,
             threads=threads or usable_cpus(),
+            memory_cap=check_memory_cap(memory_cap),
         )
         run_contests(model, shape or ["mix-s", "qwen3-s"], settings, cache=cache, json_file=json_file, plot=plot)
 
@@ -114,6 +126,17 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     if not all(piece.isascii() and piece.isdigit() and int(piece) for piece in pieces):
         raise typer.BadParameter(f"{text!r} must be counts from 1 up, separated by commas", param_hint=option)
     return tuple(int(piece) for piece in pieces)
+
+
+def check_memory_cap(text: str | None) -> str | None:
+    """As it was; typer.BadParameter for what is no size or share."""
+    from emoe.core.memory import parse_memory
+
+    try:
+        parse_memory(text or "100%", total_bytes=1 << 40)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--memory-cap") from None
+    return text
 
 
 def check_new_tokens(new_tokens: int) -> int:

@@ -7,16 +7,15 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emoe.cli.bench_engine_break import ended_by_signals, run_until_broken_off
 from emoe.cli.bench_report import give, say
 from emoe.cli.paths import resolve_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from emoe.bench.contest import ContestSettings, Results
+    from emoe.bench.contest_records import ContestSettings, Results
     from emoe.bench.rows import Report
-
-INTERRUPTED = 130
 
 
 def run_one_process(
@@ -46,7 +45,7 @@ def run_contests(
     json_file: Path | None,
     plot: Path | None,
 ) -> None:
-    """SystemExit(130) after the report of a run that was broken off."""
+    """SystemExit(128 + the signal) after the report of a run that was broken off."""
     from emoe.bench.contest_report import build_report
     from emoe.bench.machine import describe_machine
     from emoe.eval.plots import import_pyplot
@@ -54,14 +53,15 @@ def run_contests(
     if plot is not None:
         import_pyplot()
     machine = describe_machine(threads=settings.threads)
-    folders = _folders(model, shapes, cache)
+    with ended_by_signals():
+        folders = _folders(model, shapes, cache)
     all_results: list[Results] = []
-    whole = True
-    try:
-        asyncio.run(_contests(folders, all_results, settings, cache))
-    except KeyboardInterrupt:
-        whole = False
-        say("broken off: these figures are of the turns that were done")
+    broken_off_by = asyncio.run(run_until_broken_off(_contests(folders, all_results, settings, cache)))
+    if broken_off_by is not None:
+        line = "broken off: these figures are of the turns that were done"
+        say(line)
+        for results in all_results[-1:]:
+            results.notes.append(f"{results.name}: {line}")
     families = " and ".join(dict.fromkeys(_family(folder) for folder in folders.values()))
     report = build_report(all_results, settings, machine=machine, model=", ".join(folders), family=families)
     if report.rows:
@@ -69,8 +69,8 @@ def run_contests(
     else:
         for note in report.notes:
             say(note)
-    if not whole:
-        raise SystemExit(INTERRUPTED)
+    if broken_off_by is not None:
+        raise SystemExit(128 + broken_off_by)
 
 
 def _folders(model: Path | None, shapes: Sequence[str], cache: Path | None) -> dict[str, Path]:
@@ -88,8 +88,9 @@ def _folders(model: Path | None, shapes: Sequence[str], cache: Path | None) -> d
 async def _contests(
     folders: dict[str, Path], all_results: list[Results], settings: ContestSettings, cache: Path | None
 ) -> None:
-    from emoe.bench.contest import Results, run_contest
+    from emoe.bench.contest import run_contest
     from emoe.bench.contest_prompts import prompts_of
+    from emoe.bench.contest_records import Results
     from emoe.bench.peers.places import Places, default_place
     from emoe.store.sidecar import default_cache_dir
 

@@ -12,20 +12,17 @@ import torch
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from emoe.worker.batch import StepBatch
+from emoe.worker.batch import AttendedBatch
 from emoe.worker.kv import KvCache
 
 NAME = "emoe"
-
-MAX_PADDING_RATIO = 2.0
-"""Decodes attend together while padding to the longest costs no more than this; else one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionStep:
     """Travels through the model's forward as the keyword argument `emoe_step`."""
 
-    batch: StepBatch
+    batch: AttendedBatch
     kv: KvCache
 
 
@@ -73,23 +70,21 @@ def _decode(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    batch: StepBatch,
+    batch: AttendedBatch,
     window: int | None,
     scaling: float,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """query [heads, N, head_dim] -> [N, heads, value dim]."""
-    longest = max(batch.decode_past) + 1
     grouped = query.transpose(0, 1).unflatten(1, (keys.shape[1], -1))  # [N, kv heads, queries a kv head, head_dim]
-    padded, useful = longest * batch.num_decodes, sum(batch.decode_past) + batch.num_decodes
-    if batch.decode_rows_are_prefix and padded <= MAX_PADDING_RATIO * useful:
+    if (length := batch.shared_keys) is not None:
         rows = slice(batch.num_decodes)
         out = _softmax_attention(
-            grouped, keys[rows, :, :longest], values[rows, :, :longest], batch.decode_mask(window), scaling, sinks
+            grouped, keys[rows, :, :length], values[rows, :, :length], batch.decode_mask(window), scaling, sinks
         )
         return out.flatten(1, 2)
     outs = []
-    for position, (row, past) in enumerate(zip(batch.decode_rows, batch.decode_past, strict=True)):
+    for position, (row, past) in enumerate(batch.lone_decodes):
         first = 0 if window is None else max(0, past + 1 - window)
         seen = (slice(row, row + 1), slice(None), slice(first, past + 1))
         outs.append(

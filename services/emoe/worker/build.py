@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import logging
 from typing import Any, cast
 
 import numpy as np
@@ -27,15 +28,20 @@ from emoe.worker.engine import Engine
 from emoe.worker.expert_weights import ExpertWeights, PlainWeights
 from emoe.worker.experts import LayerExperts
 from emoe.worker.families import family_of
-from emoe.worker.grouped import can_group
+from emoe.worker.graphs import CudaGraphs
+from emoe.worker.grouped import PlainStack, SlotStack, can_group
 from emoe.worker.kv import KvCache
 from emoe.worker.loading import experts_modules, load_model, router_modules
+from emoe.worker.lookahead import NextLayer
 from emoe.worker.quantised.base_weights import DecodedBase
+from emoe.worker.quantised.stack import QuantisedStack
 from emoe.worker.quantised.weights import QuantisedWeights
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting, reroute_hook
 from emoe.worker.sources import ExpertSource
 from emoe.worker.transfer import CudaTransfer, HostTransfer, Transfer
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,9 @@ class EngineOptions:
 
     expert_memory: str = "100%"
     miss_policy: str = "reroute"
-    eviction: str = "lru"
+    eviction: str = "frequency"
+    lookahead: bool = False
+    """Load mode: read ahead what the next layer's router would choose."""
     pinned: tuple[ExpertId, ...] = ()
     max_context: int = 2048
     max_concurrency: int = 8
@@ -67,19 +75,24 @@ class EngineParts:
     routing: StepRouting
     eos_token_ids: frozenset[int]
     options: EngineOptions
+    static_rows: int = 0
+    """Steps of so many sequences, of decodes alone, are recorded as CUDA graphs."""
 
     def build_engine(self) -> Engine:
         options = self.options
+        device = torch.device(options.device)
         return Engine(
             model=self.model,
             residency=self.residency,
             table=self.table,
             routing=self.routing,
             kv=KvCache(num_rows=options.max_concurrency, max_context=options.max_context),
-            device=torch.device(options.device),
+            device=device,
             eos_token_ids=self.eos_token_ids,
             step_tokens=options.step_tokens,
             own_routing_tokens=options.own_routing_tokens,
+            replays=CudaGraphs(device) if self.static_rows else None,
+            static_rows=self.static_rows,
         )
 
 
@@ -92,10 +105,13 @@ def build_parts(
     model = load_base_model(store, options) if model is None else model
     routing, table = StepRouting(), DeviceTable(residency, torch.device(options.device))
     calibrated = _calibrate(model, store, options, table) if budget.reserved_bytes else {}
-    grouped = options.miss_policy == "reroute" and can_group(residency.arena, torch.device(options.device))
+    stack: SlotStack | None = None
+    family = family_of(store.family)
+    routers = router_modules(model, family)
     weights: ExpertWeights | None = None
     for layer, module in experts_modules(model).items():
         weights = weights or _build_weights(store, module, residency.arena, torch.device(options.device))
+        stack = stack or _build_stack(store, module, residency.arena, options)
         link = LayerExperts(
             layer,
             residency=residency,
@@ -103,14 +119,16 @@ def build_parts(
             table=table,
             routing=routing,
             mode=options.miss_policy,
-            grouped=grouped,
+            grouped=stack,
+            following=NextLayer(layer + 1, routers[layer + 1]) if layer + 1 in routers else None,
         )
         setattr(module, experts.LINK, link)
     if options.miss_policy == "reroute":
-        family = family_of(store.family)
-        for layer, router in router_modules(model, family).items():
+        for layer, router in routers.items():
             router.register_forward_hook(reroute_hook(family, layer, table, routing, calibrated.get(layer)))
-    return EngineParts(model, residency, table, routing, read_eos_token_ids(store), options)
+    return EngineParts(
+        model, residency, table, routing, read_eos_token_ids(store), options, static_rows(stack, store.grid, options)
+    )
 
 
 def load_base_model(store: ExpertStore, options: EngineOptions) -> Any:
@@ -129,6 +147,30 @@ def _build_weights(store: ExpertStore, module: Any, arena: SlotArena, device: to
         return PlainWeights(arena, transposed=module.is_transposed, has_bias=module.has_bias)
     dtype = DTYPES[store.dtype]
     return QuantisedWeights(arena, store.quantisation, dtype=dtype, device=device, has_bias=module.has_bias)
+
+
+def _build_stack(store: ExpertStore, module: Any, arena: SlotArena, options: EngineOptions) -> SlotStack | None:
+    """What grouped products compute from: on a GPU, where a step that reroutes needs nothing of the host."""
+    device = torch.device(options.device)
+    if options.miss_policy != "reroute" or device.type != "cuda":
+        return None
+    if store.quantisation is None:
+        return PlainStack(arena, transposed=module.is_transposed) if can_group(arena, device) else None
+    if DTYPES[store.dtype] is not torch.bfloat16:
+        return None
+    rule = store.grid.rule
+    return QuantisedStack(arena, store.quantisation, dtype=torch.bfloat16, num_experts=rule.num_experts)
+
+
+def static_rows(stack: SlotStack | None, grid: ExpertGrid, options: EngineOptions) -> int:
+    """How many sequences a recorded step may have; said once on a GPU where it has none, or not all."""
+    rows = options.max_concurrency if stack else 0
+    while stack is not None and rows and not stack.takes(rows * grid.rule.top_k):
+        rows -= 1
+    if options.device.startswith("cuda") and rows < options.max_concurrency:
+        why = "exact mode" if options.miss_policy == "load" else "these slots"
+        log.info("steps of more than %d sequences do not run as CUDA graphs: %s would wait for the host", rows, why)
+    return rows
 
 
 def plan_slots(grid: ExpertGrid, options: EngineOptions) -> SlotBudget:
@@ -164,6 +206,7 @@ def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOpt
         executor=concurrent.futures.ThreadPoolExecutor(options.io_threads, thread_name_prefix="expert-io"),
         num_staging=budget.num_staging,
         keep_routable=options.miss_policy == "reroute",
+        num_guesses_at_once=options.io_threads if options.lookahead and options.miss_policy == "load" else 0,
     )
 
 

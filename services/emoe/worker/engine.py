@@ -27,6 +27,7 @@ from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting
 from emoe.worker.sampling import Draw, sample
 from emoe.worker.sequence import Sequence, TokenEvent
+from emoe.worker.static_step import Replays, StaticStep
 
 MAX_TASKS_COUNTED = 64
 """Routing of further tasks is counted as that of an unknown one."""
@@ -43,7 +44,8 @@ class EngineCounters:
 
 class Engine:
     """`step_tokens` bounds a step's tokens: longer prompts are prefilled in chunks. `own_routing_tokens`: how often a
-    sequence's coming routing is foretold; 0 keeps no count of it."""
+    sequence's coming routing is foretold; 0 keeps no count of it. `replays`: what runs steps of decodes alone, of up to
+    `static_rows` sequences, as static ones; None: every step is an ordinary one."""
 
     def __init__(
         self,
@@ -57,6 +59,8 @@ class Engine:
         eos_token_ids: frozenset[int],
         step_tokens: int,
         own_routing_tokens: int = 0,
+        replays: Replays | None = None,
+        static_rows: int = 0,
     ) -> None:
         self.residency = residency
         self.counters = EngineCounters()
@@ -76,6 +80,11 @@ class Engine:
         self._device = device
         self._eos_token_ids = eos_token_ids
         self.step_tokens = max(step_tokens, kv.num_rows)
+        self._static: StaticStep | None = None
+        if replays is not None:
+            self._static = StaticStep(
+                model=model, kv=kv, table=table, routing=routing, replays=replays, device=device, max_rows=static_rows
+            )
         self._waiting: collections.deque[Sequence] = collections.deque()
         self._running: list[Sequence] = []
 
@@ -133,13 +142,7 @@ class Engine:
             return []
         stalled = self.residency.counters.stall_seconds
         resident = self.residency.table.resident
-        logits_NV = self._model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=batch.logit_positions,
-            emoe_step=AttentionStep(batch, self._kv),
-        ).logits[0]
+        logits_NV = self._forward(batch)
         missed = self._record(spans, resident)
         self.last_work = StepWork(
             num_prompt_tokens=batch.num_tokens - batch.num_decodes,
@@ -149,6 +152,18 @@ class Engine:
             num_missed_tokens=missed,
         )
         return self._events(spans, logits_NV)
+
+    def _forward(self, batch: StepBatch) -> torch.Tensor:
+        if self._static is not None and self._static.takes(batch):
+            return self._static.run(batch)
+        logits_NV: torch.Tensor = self._model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.logit_positions,
+            emoe_step=AttentionStep(batch, self._kv),
+        ).logits[0]
+        return logits_NV
 
     def _build(self) -> tuple[StepBatch, list[tuple[Sequence, int, int]]]:
         """The step's batch, and each sequence's span [start, stop) in it; spans stand in the order of the batch."""
@@ -249,6 +264,7 @@ class Engine:
             if finished:
                 self._leave(sequence)
         for sequence, (error, is_for_want) in failed.items():
+            self._kv.clear(sequence.row)
             self._leave(sequence)
             events.append(TokenEvent(sequence=sequence, finished=True, error=error, is_for_want=is_for_want))
         return events

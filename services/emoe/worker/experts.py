@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from emoe.core.experts import ExpertId
 from emoe.core.slots import ABSENT
 from emoe.worker.expert_weights import ExpertWeights
-from emoe.worker.grouped import grouped_experts
+from emoe.worker.grouped import SlotStack, grouped_experts
+from emoe.worker.lookahead import NextLayer
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting
 from emoe.worker.token_groups import TokenGroups
@@ -29,7 +31,7 @@ WHOLE_ACTIVATION_ELEMENTS = 1 << 18
 class LayerExperts:
     """One MoE layer's link to residency. `mode` "load" waits for missing experts; "reroute" never sees one.
 
-    `grouped`: compute by `grouped_experts`, which only reroute mode may.
+    `grouped`: what `grouped_experts` computes from, in reroute mode alone, as far as it takes a step.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class LayerExperts:
         table: DeviceTable,
         routing: StepRouting,
         mode: str,
-        grouped: bool = False,
+        grouped: SlotStack | None = None,
+        following: NextLayer | None = None,
     ) -> None:
         self.layer = layer
         self.residency = residency
@@ -50,6 +53,10 @@ class LayerExperts:
         self.routing = routing
         self.mode = mode
         self.grouped = grouped
+        self.following = following
+
+    def foretell(self, hidden_TD: torch.Tensor) -> list[ExpertId]:
+        return [] if self.following is None else self.following.foretell(hidden_TD)
 
 
 def experts_forward(
@@ -57,15 +64,15 @@ def experts_forward(
 ) -> torch.Tensor:
     """hidden [T, D], ids [T, K], weights [T, K] -> [T, D]."""
     link: LayerExperts = getattr(module, LINK)
-    if link.grouped:
+    if link.grouped is not None and link.grouped.takes(topk_ids_TK.numel()):
         slots_TK = link.table.slots(link.layer)[topk_ids_TK]
-        return grouped_experts(module, link.residency.arena, hidden_TD, slots_TK, topk_weights_TK)
+        return grouped_experts(module, link.grouped, link.residency.arena, hidden_TD, slots_TK, topk_weights_TK)
     groups = TokenGroups(topk_ids_TK, rounded=_compiles_by_rows(hidden_TD))
     work = _Work(module, link.weights, groups.gather(hidden_TD), groups.sizes)
     table = link.residency.table.slot_of[link.layer]
     if link.mode == "load":
-        link.routing.record(link.layer, topk_ids_TK, (table >= 0)[topk_ids_TK.cpu().numpy()].sum(axis=1))
-        for ready, failed in link.residency.load_for(link.layer, groups.position):
+        link.routing.record(link.layer, topk_ids_TK, (table[groups.ids_TK] != ABSENT).sum(axis=1))
+        for ready, failed in link.residency.load_for(link.layer, groups.num_tokens, lambda: link.foretell(hidden_TD)):
             work.run([(int(table[expert]), groups.position[expert]) for expert in ready])
             for expert in failed:
                 _fail(link, groups, work, expert)

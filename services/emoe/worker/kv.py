@@ -36,6 +36,12 @@ class KvCache:
         self.num_used = last
         return last
 
+    def clear(self, row: int) -> None:
+        """What a failed sequence leaves may be no numbers, which no mask hides from those who take the row next."""
+        for blocks in (self._keys, self._values):
+            for block in blocks.values():
+                block[row].zero_()
+
     def blocks(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[rows, kv heads, max_context, head_dim] each, like the new key and value [1, kv heads, T, head_dim]."""
         if layer not in self._keys:

@@ -59,6 +59,7 @@ def prepare(
         expert_memory=settings.expert_memory,
         miss_policy=settings.miss_policy,
         eviction=settings.eviction,
+        lookahead=settings.lookahead,
         pinned=settings.pinned,
         max_context=min(settings.max_context, _longest_context(store)),
         max_concurrency=settings.max_concurrency,
@@ -144,6 +145,8 @@ def settings_without_effect(settings: WorkerSettings) -> list[str]:
     given, lines = settings.model_fields_set, []
     if settings.miss_policy == "reroute" and "eviction" in given:
         lines.append("eviction has no effect: with miss_policy reroute, plans alone say who stays")
+    if settings.miss_policy == "reroute" and settings.lookahead:
+        lines.append("lookahead has no effect: with miss_policy reroute, no expert is waited for")
     if settings.miss_policy == "reroute" and settings.pinned:
         lines.append("pinned has no effect: with miss_policy reroute, the loader's plans hold what is pinned")
     if settings.miss_policy == "load" and settings.eviction == "demand" and settings.loader is None:

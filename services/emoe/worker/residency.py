@@ -12,16 +12,17 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from emoe.core.errors import CheckpointError, EmoeError, NotReadyError, PlanError
+from emoe.core.errors import CheckpointError, EmoeError, NotReadyError
 from emoe.core.eviction import EvictionPolicy
 from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid, from_grid
 from emoe.core.slots import ABSENT, SlotTable
 from emoe.worker.arena import SlotArena
-from emoe.worker.swaps import leaving_order, loading_order
+from emoe.worker.lookahead import Guesses
+from emoe.worker.swaps import check_plan, is_routable_without, leaving_order, loading_order
 from emoe.worker.transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -54,11 +55,13 @@ class Residency:
         executor: concurrent.futures.Executor,
         num_staging: int,
         keep_routable: bool,
+        num_guesses_at_once: int = 0,
     ) -> None:
         self.table = SlotTable(num_slots=arena.num_slots, shape=grid.shape)
         self.arena = arena
         self.grid = grid
         self.counters = LoadCounters()
+        self.guesses = Guesses(grid, num_slots=arena.num_slots, num_at_once=num_guesses_at_once)
         self.plan_slots = arena.num_slots - num_staging
         self.version = 0
         """Grows with every change of residency; device copies of the table are refreshed by it."""
@@ -85,7 +88,7 @@ class Residency:
 
     def set_plan(self, wanted: BoolGrid, *, epoch: int, demand: FloatGrid | None = None) -> None:
         """Takes a plan to be applied by `advance`. PlanError if it is too large or leaves a layer unroutable."""
-        self._check(wanted)
+        check_plan(wanted, self.grid, num_slots=self.plan_slots, keep_routable=self._keep_routable)
         self._wanted, self._epoch, self._settled = wanted & self.grid.all_experts(), epoch, False
         self.failed.clear()
         weights = wanted.astype(np.float64) if demand is None else demand
@@ -144,39 +147,21 @@ class Residency:
                 raise CheckpointError(f"layer {layer} has too few experts to route among: {self.last_error}")
         self._routable_version = self.version
 
-    def _check(self, wanted: BoolGrid) -> None:
-        if wanted.shape != self.grid.shape:
-            raise PlanError(f"a plan of shape {wanted.shape} does not fit this model of {self.grid.shape}")
-        if wanted.sum() > self.plan_slots:
-            raise PlanError(f"a plan of {int(wanted.sum())} experts does not fit {self.plan_slots} slots")
-        if not self._keep_routable:
-            return
-        for layer in self.grid.moe_layers:
-            if not self.grid.rule.is_routable(wanted[layer]):
-                raise PlanError(f"a plan that keeps {int(wanted[layer].sum())} experts leaves layer {layer} unroutable")
-
     def _evict_unwanted(self, first_layer: int) -> bool:
         """Frees slots of experts that no plan wants, never leaving a layer unroutable."""
         unwanted = self.table.resident & ~self._wanted
         for leaving in leaving_order(unwanted, self.grid.rule, first_layer=first_layer):
-            if not self._keep_routable or self._routable_without(leaving):
+            if not self._keep_routable or is_routable_without(leaving, self.table.resident, self.grid.rule):
                 for expert in leaving:
                     self._evict(expert)
                 return True
         return False
 
-    def _routable_without(self, leaving: list[ExpertId]) -> bool:
-        """`leaving` are of one layer."""
-        rest = self.table.resident[leaving[0].layer].copy()
-        rest[[expert.index for expert in leaving]] = False
-        return self.grid.rule.is_routable(rest)
-
     def _replace_layer(self, layer: int) -> None:
         """The last way out, when staging cannot hold what makes the old experts dispensable: swaps one layer between
         two steps, waiting."""
-        for expert in list(from_grid(self.table.resident & ~self._wanted)):
-            if expert.layer == layer:
-                self._evict(expert)
+        for expert in [e for e in from_grid(self.table.resident & ~self._wanted) if e.layer == layer]:
+            self._evict(expert)
         for expert in from_grid(self._wanted & ~self.table.resident):
             if expert.layer == layer and self.table.num_free:
                 self._begin(expert)
@@ -185,41 +170,71 @@ class Residency:
 
     # exact mode
 
-    def load_for(self, layer: int, needed: Collection[int]) -> Iterator[tuple[list[int], list[int]]]:
-        """Yields (ready, failed) experts of one layer until all of `needed` were yielded.
+    def load_for(
+        self, layer: int, tokens_of: Mapping[int, int], foretell: Callable[[], list[ExpertId]] | None = None
+    ) -> Iterator[tuple[list[int], list[int]]]:
+        """Yields (ready, failed) experts of one layer until all that `tokens_of` names were yielded.
 
         What was yielded before may be evicted by the next turn: use it at once. Misses are read concurrently, as
-        many as there are slots; with fewer slots than needed experts, each is still read once.
+        many as there are slots; with fewer slots than needed experts, each is still read once. With all of them under
+        way, what `foretell` says of another layer, the likeliest first, is read ahead.
         """
-        needed_now = set(needed)
         self._commit_done()
-        ready = [e for e in sorted(needed_now) if self.table.slot(ExpertId(layer, e)) != ABSENT]
-        waiting = needed_now.difference(ready)
-        self._eviction.touch(layer, needed)
-        self._start_missing(layer, waiting, pinned=set(ready))
+        self._drop_guesses(layer, tokens_of)
+        ready = [e for e in sorted(tokens_of) if self.table.slot(ExpertId(layer, e)) != ABSENT]
+        waiting = set(tokens_of).difference(ready)
+        self._eviction.touch(layer, tokens_of)
+        foretold = foretell() if foretell is not None and self.guesses.are_made else []
+        self._start_missing(layer, waiting, spared={*(ExpertId(layer, e) for e in ready), *foretold}, must=not ready)
+        if all(ExpertId(layer, e) in self._loads for e in waiting):
+            self._read_ahead(foretold, spared={*(ExpertId(layer, e) for e in tokens_of), *foretold})
         if ready:
             yield ready, []
         while waiting:
-            self._start_missing(layer, waiting, pinned=set())
+            self._start_missing(layer, waiting, spared=set(), must=True)
             done, failed = self._wait([ExpertId(layer, e) for e in waiting if ExpertId(layer, e) in self._loads])
             arrived = [e.index for e in done]
             waiting.difference_update(arrived, (e.index for e in failed))
             yield sorted(arrived), sorted(e.index for e in failed)
 
-    def _start_missing(self, layer: int, waiting: set[int], *, pinned: set[int]) -> None:
-        for index in sorted(waiting):
-            expert = ExpertId(layer, index)
+    def _start_missing(self, layer: int, waiting: set[int], *, spared: set[ExpertId], must: bool) -> None:
+        """What is `spared` of other layers goes if nothing else can. `must`: one at least is to be under way."""
+        keep = {ExpertId(layer, index) for index in waiting}
+        for expert in sorted(keep):
             if expert in self._loads:
                 continue
             if not self.table.num_free:
-                keep = pinned | waiting
-                candidates = [e for e in self.table.residents() if not (e.layer == layer and e.index in keep)]
+                candidates = [e for e in self.table.residents() if e not in keep]
+                candidates = [e for e in candidates if e not in spared] or [e for e in candidates if e.layer != layer]
                 if not candidates:
                     break
                 self._evict(self._eviction.pick(candidates))
             self._begin(expert)
-        if waiting and not self._loads and not pinned:
-            raise AssertionError(f"no slot can be freed for layer {layer}: {self.table.num_slots} slots")
+        assert self._loads or not (waiting and must), f"no slot can be freed for layer {layer}: {self.table.num_slots}"
+
+    def _read_ahead(self, foretold: list[ExpertId], *, spared: set[ExpertId]) -> None:
+        """Never for a source that is away, nor in the place of what is spared or as likely to be needed."""
+        for expert in foretold:
+            if expert in self._loads or expert in self.failed or self.table.slot(expert) != ABSENT:
+                continue
+            if not self.guesses.may_begin(self._loads) or time.monotonic() < self._retry_at:
+                return
+            if not self.table.num_free:
+                candidates = [e for e in self.table.residents() if e not in spared]
+                leaving = self._eviction.spare(candidates, chance=self.guesses.chance) if candidates else None
+                if leaving is None:
+                    return
+                self._evict(leaving)
+            self._begin(expert)
+            self.guesses.begin(expert)
+
+    def _drop_guesses(self, layer: int, needed: Mapping[int, int]) -> None:
+        """Those of a layer that is reached which it does not need, unless their bytes are being read already."""
+        for expert in self.guesses.reach(layer, needed, self._loads):
+            if self._loads[expert].cancel():
+                del self._loads[expert]
+                self.table.abort(expert)
+                self.guesses.take_back()
 
     def _wait(self, experts: list[ExpertId]) -> tuple[list[ExpertId], list[ExpertId]]:
         """Waits for the first of `experts` (of any load when none is under way) -> (arrived, failed)."""
@@ -246,8 +261,10 @@ class Residency:
             error = load.exception()
             if error is not None:
                 self._give_up(expert, error)
-                failed.append(expert)
+                if not self.guesses.fail(expert):  # what was a guess is asked for anew by whoever needs it
+                    failed.append(expert)
                 continue
+            self.guesses.arrive(expert)
             self.table.commit(expert)
             self.counters.num_experts_loaded += 1
             self.counters.num_bytes_loaded += self.arena.layout.num_bytes
@@ -279,4 +296,5 @@ class Residency:
 
     def _evict(self, expert: ExpertId) -> None:
         self.table.evict(expert)
+        self.guesses.forget(expert)
         self.version += 1

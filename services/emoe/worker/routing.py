@@ -40,11 +40,16 @@ class StepRouting:
 
         Where a layer did not count its own hits, residency stood still: `resident` tells them.
         """
-        layers = np.array(sorted(self._ids_TK), dtype=np.int64)
-        ids_LTK = torch.stack([self._ids_TK[layer] for layer in layers]).cpu().numpy()
+        recorded, stacked_LTK = self.stacked()
+        layers, ids_LTK = np.array(recorded, dtype=np.int64), stacked_LTK.cpu().numpy()
         if self._hits_T:
             return layers, ids_LTK, np.sum([self._hits_T[layer] for layer in layers], axis=0)
         return layers, ids_LTK, resident[layers[:, None, None], ids_LTK].sum(axis=(0, 2))
+
+    def stacked(self) -> tuple[list[int], torch.Tensor]:
+        """The layers, and what was recorded of them [L, T, K], where it was recorded."""
+        layers = sorted(self._ids_TK)
+        return layers, torch.stack([self._ids_TK[layer] for layer in layers])
 
 
 class DeviceTable:
@@ -56,14 +61,15 @@ class DeviceTable:
         self._is_moe_L = residency.grid.all_experts().any(axis=1)
         self.lacks_experts = True
         self._slot_of_LE = torch.full(residency.grid.shape, ABSENT, dtype=torch.int32, device=device)
+        self._resident_LE = torch.zeros(residency.grid.shape, dtype=torch.bool, device=device)
 
     def refresh(self) -> None:
-        """Between two steps."""
+        """Between two steps. The tensors stay where they are: recorded steps read them there."""
         if self._version != self._residency.version:
             slot_of_LE = self._residency.table.slot_of
             self._slot_of_LE.copy_(torch.from_numpy(slot_of_LE))
             self.lacks_experts = bool((slot_of_LE[self._is_moe_L] == ABSENT).any())
-            self._resident_LE = self._slot_of_LE != ABSENT
+            torch.ne(self._slot_of_LE, ABSENT, out=self._resident_LE)
             self._version = self._residency.version
 
     def resident(self, layer: int) -> torch.Tensor:

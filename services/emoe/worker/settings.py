@@ -38,8 +38,11 @@ class WorkerSettings(ServiceSettings):
     calibration: Literal["auto", "off"] | Path = "auto"
     """Reroute mode: the calibration that makes up for absent experts; its bytes are part of the expert memory. auto:
     the one beside the model, if there is one and it fits. off: none. Else a file's path."""
-    eviction: Literal["lru", "demand"] = "lru"
+    eviction: Literal["frequency", "lru", "demand"] = "frequency"
     """Load mode: whose slot is freed. Reroute mode follows plans alone and does not use it."""
+    lookahead: bool = False
+    """Load mode: read ahead what the next layer's router would choose. Where reads only wait, as from a loader far
+    away; where they take a processor's time it costs more than it saves."""
     pinned: tuple[ExpertId, ...] = ()
     """Load mode: experts that keep their slots once they have come, as [[layer, index], ...]."""
     max_context: int = Field(default=2048, ge=8)

@@ -19,11 +19,13 @@ from emoe.runtime.memory_room import MemoryRoom, read_memory_room
 from emoe.store.footprint import kv_bytes_per_token
 from emoe.store.store import ExpertStore
 from emoe.store.tensors import DTYPE_BITS
+from emoe.worker.quantised.stack import SCRATCH_BYTES
 
 log = logging.getLogger(__name__)
 
 GPU_KEPT_BYTES = 1024 * 2**20
-"""Kept free on a device for the products' work spaces and the allocator's rounding. Assumed: not measured yet."""
+"""Kept free on a device for the products' work spaces, recorded steps and the allocator's rounding. Assumed: not
+measured yet."""
 HOST_KEPT_BYTES = WORK_SPACE_BYTES + MAPPED_BYTES
 
 
@@ -65,9 +67,14 @@ def size_experts(store: ExpertStore, *, device: torch.device, max_context: int, 
     return ExpertSizing(
         room=read_device_room(device) if on_gpu else read_memory_room(),
         kv_bytes=per_token * max_context * max_concurrency,
-        kept_bytes=GPU_KEPT_BYTES if on_gpu else HOST_KEPT_BYTES,
+        kept_bytes=kept_on_gpu(store) if on_gpu else HOST_KEPT_BYTES,
         all_bytes=store.grid.num_experts_total * slot_bytes(store.grid),
     )
+
+
+def kept_on_gpu(store: ExpertStore) -> int:
+    """With what grouped products decode quantised experts into."""
+    return GPU_KEPT_BYTES + (0 if store.quantisation is None else SCRATCH_BYTES)
 
 
 def read_device_room(device: torch.device) -> MemoryRoom:

@@ -1,4 +1,4 @@
-"""In which order a plan's newcomers come and the experts it no longer wants go: pure, for `residency` to carry out.
+"""Whether a plan can be, in which order its newcomers come and who is unwanted goes: pure, for `residency`.
 
 Where routing is limited to groups, experts come and go so that whole groups become usable and dispensable in turn.
 """
@@ -8,7 +8,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from emoe.core.experts import BoolGrid, ExpertId, FloatGrid, RoutingRule, from_grid
+from emoe.core.errors import PlanError
+from emoe.core.experts import BoolGrid, ExpertGrid, ExpertId, FloatGrid, RoutingRule, from_grid
+
+
+def check_plan(wanted: BoolGrid, grid: ExpertGrid, *, num_slots: int, keep_routable: bool) -> None:
+    """PlanError if it is too large, for another model, or leaves a layer unroutable."""
+    if wanted.shape != grid.shape:
+        raise PlanError(f"a plan of shape {wanted.shape} does not fit this model of {grid.shape}")
+    if wanted.sum() > num_slots:
+        raise PlanError(f"a plan of {int(wanted.sum())} experts does not fit {num_slots} slots")
+    for layer in grid.moe_layers if keep_routable else ():
+        if not grid.rule.is_routable(wanted[layer]):
+            raise PlanError(f"a plan that keeps {int(wanted[layer].sum())} experts leaves layer {layer} unroutable")
+
+
+def is_routable_without(leaving: list[ExpertId], resident: BoolGrid, rule: RoutingRule) -> bool:
+    """`leaving` are of one layer."""
+    rest = resident[leaving[0].layer].copy()
+    rest[[expert.index for expert in leaving]] = False
+    return rule.is_routable(rest)
 
 
 def loading_order(missing: BoolGrid, weights: FloatGrid, rule: RoutingRule) -> list[ExpertId]:

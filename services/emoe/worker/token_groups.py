@@ -34,7 +34,8 @@ _ROUNDED = _round_rows(np.arange(2049))
 
 
 class TokenGroups:
-    """Spans lie end to end: `position` says which is an expert's, `sizes` how many rows each has, padding with them.
+    """Spans lie end to end: `position` says which is an expert's, `sizes` how many rows each has, padding with them;
+    `num_tokens`, by expert, is without it.
 
     With `rounded`, sizes of spans come from `round_rows`; they depend on the tokens alone, never on residency.
     """
@@ -42,10 +43,12 @@ class TokenGroups:
     def __init__(self, topk_ids_TK: torch.Tensor, *, rounded: bool) -> None:
         self._shape = topk_ids_TK.shape
         self._ids_R = topk_ids_TK.reshape(-1).cpu().numpy()
+        self.ids_TK = self._ids_R.reshape(self._shape)
         self._device = topk_ids_TK.device
         if self._shape[0] == 1:  # a lone decode: each choice is a group of one row
             self.position = {expert: row for row, expert in enumerate(self._ids_R.tolist())}
             self.sizes = [1] * len(self.position)
+            self.num_tokens = dict.fromkeys(self.position, 1)
             return
         order_R = np.argsort(self._ids_R, kind="stable")
         sorted_R = self._ids_R[order_R]
@@ -62,6 +65,7 @@ class TokenGroups:
         self._row_of_choice_R = torch.from_numpy(row_of_choice_R).to(self._device)
         self.position = {expert: place for place, expert in enumerate(sorted_R[firsts].tolist())}
         self.sizes = sizes.tolist()
+        self.num_tokens = dict(zip(self.position, counts.tolist(), strict=True))
 
     def gather(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         """[T, D] -> [P, D]; padding repeats some token."""

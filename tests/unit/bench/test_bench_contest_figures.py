@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from emoe.bench.contest import ContestSettings, Record, Results
 from emoe.bench.contest_plot import draw_contest
+from emoe.bench.contest_records import ContestSettings, Record, Results
 from emoe.bench.contest_report import build_rows
 from emoe.bench.contestants import Contestant, Model, build_ours, build_peers
 from emoe.bench.failures import BenchmarkError
@@ -77,6 +78,18 @@ def test_a_contestant_without_a_turn_has_no_row_and_no_number_is_no_difference()
     assert [(row.engine, row.bytes_needed, row.max_logit_difference) for row in rows] == [("transformers", None, None)]
 
 
+def test_under_a_cap_bytes_read_are_those_of_measured_turns() -> None:
+    capped = record("emoe", (1.0, 2.0, 3.0))
+    capped.bytes_read = 1000
+    capped.samples[1] = [
+        dataclasses.replace(sample, bytes_read=read) for sample, read in zip(capped.samples[1], (7, 5, 9), strict=True)
+    ]
+    (free,) = build_rows(Results(name="m", records=[capped]), SETTINGS)
+    (row,) = build_rows(Results(name="m", records=[capped], memory_cap_bytes=50), SETTINGS)
+    assert (free.bytes_read, free.memory_cap_bytes) == (1000, None)
+    assert (row.bytes_read, row.memory_cap_bytes) == (7, 50)
+
+
 def test_each_budget_meets_each_policy() -> None:
     built = build_ours(MODEL, (0.125, 1.0), ("load", "reroute"))
     assert [each.name for each in built] == [
@@ -132,8 +145,10 @@ def test_unknown_names_are_refused_with_those_there_are() -> None:
         (["--new-tokens", "1"], "at least 2"),
         (["--shape", "huge"], "there is no 'huge'"),
         (["--one-process", "--plot", "x.png"], "does not measure"),
+        (["--memory-cap", "much"], "is not understood"),
+        (["--one-process", "--memory-cap", "1GiB"], "caps processes of their own"),
     ],
-    ids=["budgets", "policies", "peers", "new tokens", "shape", "plot"],
+    ids=["budgets", "policies", "peers", "new tokens", "shape", "plot", "cap", "cap of one process"],
 )
 def test_a_bad_option_is_refused_before_anything_starts(words: list[str], reason: str) -> None:
     result = CliRunner().invoke(bench_app, ["engine", *words], env={"COLUMNS": "200"})

@@ -52,7 +52,13 @@ def mark(expert: ExpertId) -> int:
 
 
 def build(
-    rule: RoutingRule, *, num_slots: int, num_staging: int, source: MemorySource, keep_routable: bool = True
+    rule: RoutingRule,
+    *,
+    num_slots: int,
+    num_staging: int,
+    source: MemorySource,
+    keep_routable: bool = True,
+    num_guesses: int = 0,
 ) -> Residency:
     grid = ExpertGrid(num_layers=3, moe_layers=(1, 2), rule=rule, expert_bytes=LAYOUT.num_bytes)
     return Residency(
@@ -63,6 +69,7 @@ def build(
         executor=concurrent.futures.ThreadPoolExecutor(3),
         num_staging=num_staging,
         keep_routable=keep_routable,
+        num_guesses_at_once=num_guesses,
     )
 
 
@@ -101,15 +108,18 @@ def test_any_plan_is_reached_from_any_other_and_every_layer_stays_routable(
 @settings(max_examples=25, deadline=None)
 @given(
     visits=st.lists(st.tuples(st.sampled_from([1, 2]), st.sets(st.integers(0, 5), min_size=1)), max_size=8),
+    guesses=st.permutations(range(6)),
     num_slots=st.integers(1, 12),
 )
-def test_exact_mode_gives_every_needed_expert_once_with_its_own_bytes(
-    visits: list[tuple[int, set[int]]], num_slots: int
+def test_exact_mode_gives_every_needed_expert_once_with_its_own_bytes_whatever_is_foretold(
+    visits: list[tuple[int, set[int]]], guesses: list[int], num_slots: int
 ) -> None:
-    residency = build(PLAIN, num_slots=num_slots, num_staging=0, source=MemorySource(), keep_routable=False)
+    source = MemorySource()
+    residency = build(PLAIN, num_slots=num_slots, num_staging=0, source=source, keep_routable=False, num_guesses=2)
     for layer, needed in visits:
         seen: list[int] = []
-        for ready, failed in residency.load_for(layer, needed):
+        foretold = [ExpertId(3 - layer, index) for index in guesses[: len(needed)]]
+        for ready, failed in residency.load_for(layer, dict.fromkeys(needed, 1), lambda told=foretold: told):
             assert not failed
             for index in ready:
                 slot = residency.table.slot(ExpertId(layer, index))
@@ -121,7 +131,7 @@ def test_exact_mode_gives_every_needed_expert_once_with_its_own_bytes(
 def test_a_corrupt_expert_fails_alone() -> None:
     bad = ExpertId(1, 3)
     residency = build(PLAIN, num_slots=4, num_staging=0, source=MemorySource(frozenset({bad})), keep_routable=False)
-    outcomes = list(residency.load_for(1, {0, 3, 5}))
+    outcomes = list(residency.load_for(1, dict.fromkeys([0, 3, 5], 1)))
     assert sorted(i for ready, _ in outcomes for i in ready) == [0, 5]
     assert [i for _, failed in outcomes for i in failed] == [3]
 
@@ -162,7 +172,7 @@ def test_whatever_goes_wrong_on_a_loading_thread_costs_one_expert_and_no_slot() 
 
     residency = build(PLAIN, num_slots=3, num_staging=0, source=Broken(), keep_routable=False)
     for _ in range(4):
-        outcomes = list(residency.load_for(1, {0, 1, 2}))
+        outcomes = list(residency.load_for(1, dict.fromkeys([0, 1, 2], 1)))
         assert [i for _, failed in outcomes for i in failed] == [0]
         assert sorted(i for ready, _ in outcomes for i in ready) == [1, 2]
     assert SlotState.LOADING not in map(residency.table.state, range(3))
@@ -171,10 +181,10 @@ def test_whatever_goes_wrong_on_a_loading_thread_costs_one_expert_and_no_slot() 
 
 def test_experts_that_were_loading_when_a_step_was_given_up_are_used_by_the_next() -> None:
     residency = build(PLAIN, num_slots=3, num_staging=0, source=MemorySource(), keep_routable=False)
-    given_up = residency.load_for(1, {0, 1, 2})
+    given_up = residency.load_for(1, dict.fromkeys([0, 1, 2], 1))
     next(given_up)
     given_up.close()
-    outcomes = list(residency.load_for(1, {0, 1, 2}))
+    outcomes = list(residency.load_for(1, dict.fromkeys([0, 1, 2], 1)))
     assert sorted(i for ready, _ in outcomes for i in ready) == [0, 1, 2]
     assert len(residency._transfer._source.reads) == 3  # type: ignore[attr-defined]
     check_bytes(residency)

@@ -93,8 +93,8 @@ async def test_a_step_that_fails_while_experts_load_leaves_no_slot_behind(
     load_for = parts.residency.load_for
     failures = iter([True])
 
-    def interrupted(layer: int, needed: Any) -> Iterator[tuple[list[int], list[int]]]:
-        for outcome in load_for(layer, needed):
+    def interrupted(layer: int, *needed: Any) -> Iterator[tuple[list[int], list[int]]]:
+        for outcome in load_for(layer, *needed):
             if next(failures, False):
                 raise RuntimeError("interrupted between two experts")
             yield outcome

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import save_with_tokenizer
+from support.quantised import write_mxfp4
 
 from emoe.core.errors import BudgetError
 from emoe.runtime.memory_room import MemoryRoom
@@ -16,8 +17,9 @@ from emoe.store.footprint import kv_bytes_per_token
 from emoe.store.store import ExpertStore
 from emoe.worker import sizing
 from emoe.worker.preparing import prepare
+from emoe.worker.quantised.stack import SCRATCH_BYTES
 from emoe.worker.settings import WorkerSettings
-from emoe.worker.sizing import HOST_KEPT_BYTES, ExpertSizing, size_experts
+from emoe.worker.sizing import HOST_KEPT_BYTES, ExpertSizing, kept_on_gpu, size_experts
 from emoe.worker.sources import LocalSource
 
 MIB = 2**20
@@ -80,3 +82,8 @@ def test_a_config_that_hides_the_kv_cache_is_told(store: ExpertStore, monkeypatc
     monkeypatch.setattr(store, "config", {})
     with pytest.raises(BudgetError, match="KV cache"):
         size_experts(store, device=torch.device("cpu"), max_context=64, max_concurrency=2)
+
+
+def test_quantised_experts_keep_room_on_a_gpu_for_being_decoded(store: ExpertStore, tmp_path: Path) -> None:
+    with ExpertStore.open(write_mxfp4(tmp_path / "quantised")) as quantised:
+        assert kept_on_gpu(quantised) - kept_on_gpu(store) == SCRATCH_BYTES

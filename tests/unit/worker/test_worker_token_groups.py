@@ -34,6 +34,8 @@ def test_spans_are_the_chosen_experts_end_to_end(ids_TK: torch.Tensor, rounded: 
     assert sum(groups.sizes) == len(groups.gather(torch.zeros(len(ids_TK), 1)))
     for expert in groups.position:
         assert groups.tokens(expert) == [t for t, row in enumerate(ids_TK.tolist()) if expert in row]
+        assert groups.num_tokens[expert] == len(groups.tokens(expert))
+    assert groups.ids_TK.tolist() == ids_TK.tolist()
 
 
 @given(st.lists(st.integers(1, 20_000), min_size=1))

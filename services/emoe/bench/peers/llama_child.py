@@ -43,7 +43,7 @@ class Llama:
     def generate(self, prompts: list[list[int]], new_tokens: int) -> dict[str, object]:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
         began = time.perf_counter()
-        tokens = [self._prefill(prompt, sequence).argmax() for sequence, prompt in enumerate(prompts)]
+        tokens = [logits.argmax() for logits in self._prefill(prompts)]
         prefilled = time.perf_counter()
         for number in range(new_tokens - 1):
             fed = [(int(token), len(prompts[row]) + number, row, True) for row, token in enumerate(tokens)]
@@ -54,15 +54,22 @@ class Llama:
 
     def logits(self, prompt: list[int]) -> list[float]:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
-        last: list[float] = self._prefill(prompt, 0).tolist()
+        last: list[float] = self._prefill([prompt])[0].tolist()
         return last
 
-    def _prefill(self, prompt: list[int], sequence: int) -> np.ndarray[Any, Any]:
-        for start in range(0, len(prompt), CHUNK_TOKENS):
-            piece = prompt[start : start + CHUNK_TOKENS]
-            places = range(start, start + len(piece))
-            self._decode([(t, at, sequence, at == len(prompt) - 1) for t, at in zip(piece, places, strict=True)])
-        return self._logits(-1)
+    def _prefill(self, prompts: list[list[int]]) -> list[np.ndarray[Any, Any]]:
+        """Each prompt's last logits. Short prompts share a batch: an expert's rows are computed together then."""
+        fed = [
+            (token, at, sequence, at == len(prompt) - 1)
+            for sequence, prompt in enumerate(prompts)
+            for at, token in enumerate(prompt)
+        ]
+        last: list[np.ndarray[Any, Any]] = []
+        for start in range(0, len(fed), CHUNK_TOKENS):
+            piece = fed[start : start + CHUNK_TOKENS]
+            self._decode(piece)
+            last += [self._logits(row) for row, (_, _, _, wanted) in enumerate(piece) if wanted]
+        return last
 
     def _decode(self, fed: list[tuple[int, int, int, bool]]) -> None:
         """(token, position, sequence, whether its logits are wanted) of each."""
