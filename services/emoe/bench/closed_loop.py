@@ -53,7 +53,7 @@ async def _ask(stub: Any, prompt: list[int], new_tokens: int) -> float:
     """The answer's time to first token."""
     request = generation_pb2.GenerateRequest(
         token_ids=generation_pb2.TokenIds(ids=prompt),
-        sampling=generation_pb2.Sampling(max_tokens=new_tokens, temperature=0.0),
+        sampling=generation_pb2.Sampling(max_tokens=new_tokens, temperature=0.0, ignore_eos=True),
     )
     began = time.perf_counter()
     first_seconds: float | None = None

@@ -50,6 +50,6 @@ def new_sequence(name: str, prompt: list[int], *, new_tokens: int) -> Sequence:
         task="bench",
         token_ids=list(prompt),
         num_prompt_tokens=len(prompt),
-        sampling=Sampling(max_tokens=new_tokens),
+        sampling=Sampling(max_tokens=new_tokens, ignore_eos=True),
         seed=0,
     )

@@ -49,7 +49,7 @@ class ServiceSettings:
 async def bench_services(
     model: Path, settings: ServiceSettings, addresses: Mapping[str, str], *, say: Callable[[str], None]
 ) -> Report:
-    """`addresses`: where `scheduler` and `worker` listen; they serve an endless view of `model`."""
+    """`addresses`: where `scheduler` and `worker` listen; they serve `model`."""
     machine = describe_machine(threads=settings.threads)
     with ExpertStore.open(model) as store:
         family, vocab_size = store.family, vocab_size_of(store)

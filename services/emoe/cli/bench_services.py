@@ -1,4 +1,4 @@
-"""The process side of `emoe bench services`: starts the four over an endless view of the model, and hands over."""
+"""The process side of `emoe bench services`: starts the four, and hands over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from emoe.bench.endless import link_endless
 from emoe.bench.machine import describe_machine
 from emoe.bench.rows import Report
 from emoe.bench.services import ServiceSettings, bench_services
@@ -35,12 +34,10 @@ def run_services(model: Path, settings: ServiceSettings, *, say: Callable[[str],
 
 async def measure(model: Path, settings: ServiceSettings, folder: Path, *, say: Callable[[str], None]) -> Report:
     """`folder` is empty and ours."""
-    for name in ("model", "state"):
-        (folder / name).mkdir()
     worker = settings.engine_options(threads=describe_machine(threads=settings.threads).threads)
     options = SystemOptions(
-        model=link_endless(model, folder / "model"),
-        state_dir=folder / "state",
+        model=model,
+        state_dir=folder,
         listen="127.0.0.1:0",
         worker={name.replace("_", "-"): value for name, value in worker.items()},
     )

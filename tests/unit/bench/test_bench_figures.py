@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from emoe.bench import engine, services
-from emoe.bench.endless import link_endless
 from emoe.bench.engines import first_experts
 from emoe.bench.failures import BenchmarkError
 from emoe.bench.prompts import random_prompts
@@ -80,20 +76,6 @@ def test_prompts_differ_from_each_other_and_are_the_same_again() -> None:
     assert prompts == random_prompts(3, 8, vocab_size=50, seed=1)
     assert len({tuple(prompt) for prompt in prompts}) == 3
     assert all(len(prompt) == 8 and 0 <= min(prompt) <= max(prompt) < 50 for prompt in prompts)
-
-
-def test_an_endless_view_keeps_all_but_the_end_and_our_own_files(tmp_path: Path) -> None:
-    model, folder = tmp_path / "model", tmp_path / "view"
-    for made in (model, folder):
-        made.mkdir()
-    (model / "config.json").write_text('{"eos_token_id": 2}')
-    (model / "generation_config.json").write_text('{"eos_token_id": [2, 3], "top_k": 5}')
-    (model / ".emoe-index.json").write_text("{}")
-    link_endless(model, folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "generation_config.json"]
-    assert (folder / "config.json").read_text() == (model / "config.json").read_text()
-    assert json.loads((folder / "generation_config.json").read_text()) == {"eos_token_id": None, "top_k": 5}
-    assert "[2, 3]" in (model / "generation_config.json").read_text()
 
 
 def test_exact_mode_is_filled_layer_by_layer() -> None:
