@@ -66,6 +66,7 @@ def _worker(state: pb.WorkerState) -> WorkerView:
         name=state.worker_id,
         ready=state.ready,
         num_resident=int.from_bytes(state.resident.bits, "little").bit_count(),
+        num_slots=state.num_slots,
         slot_bytes=state.slot_bytes,
         num_hits=state.counters.num_expert_hits,
         num_choices=state.counters.num_expert_choices,

@@ -84,6 +84,8 @@ class WorkerView:
     name: str
     ready: bool
     num_resident: int
+    num_slots: int
+    """Those that plans may fill: without staging slots."""
     slot_bytes: int
     num_hits: int
     num_choices: int

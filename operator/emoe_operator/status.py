@@ -61,7 +61,7 @@ def _plan(situation: Situation) -> PlanStatus | None:
     wanted, old = situation.desired.worker_plan, situation.old
     workers = ("Deployment", child_name(situation.resource.name, "worker"))
     stands = bool(situation.desired.problems) and workers in situation.observed.children
-    return old.plan if wanted is None or stands else _describe_plan(wanted)
+    return old.plan if wanted is None or stands else _describe_plan(wanted, situation)
 
 
 def worth_patching(
@@ -107,5 +107,19 @@ def _accepted(situation: Situation, verdict: Verdict) -> AcceptedSpec | None:
     return record_accepted(situation.resource) if is_planned and verdict.holds else situation.old.accepted
 
 
-def _describe_plan(plan: WorkerPlan) -> PlanStatus:
-    return PlanStatus(**{name: getattr(plan, name) for name in PlanStatus.model_fields})
+def _describe_plan(plan: WorkerPlan, situation: Situation) -> PlanStatus:
+    figures = PlanStatus(**{name: getattr(plan, name) for name in PlanStatus.model_fields})
+    if not plan.is_left_to_worker:
+        return figures
+    slots = _counted_slots(plan, situation)
+    return figures.model_copy(update={"slots": slots, "resident_bytes": slots and slots * plan.slot_bytes})
+
+
+def _counted_slots(plan: WorkerPlan, situation: Situation) -> int | None:
+    """As the workers say, of the one with the fewest; while none is heard, as it was said before."""
+    counts = [worker.num_slots for worker in situation.observed.workers if worker.num_slots]
+    if counts:
+        return min(min(counts) + plan.staging, plan.total_experts)
+    old = situation.old.plan
+    same = old is not None and (old.slot_bytes, old.total_experts) == (plan.slot_bytes, plan.total_experts)
+    return old.slots if old and same else None

@@ -63,16 +63,6 @@ REFUSED = (
     Case("memory of a few bytes", spec(experts={"memory": 25}), MEMORY),
     Case("memory in thousandths", spec(experts={"memory": "8000m"}), MEMORY),
     Case("negative memory", spec(experts={"memory": "-8Gi"}), MEMORY),
-    Case(
-        "memory auto on a GPU",
-        spec(experts={"memory": "auto"}, workers={"resources": {"limits": GPU}}),
-        ("spec.experts.memory", "25%", "GPU"),
-    ),
-    Case(
-        "memory auto on a part of a GPU",
-        spec(experts={"memory": "auto"}, workers={"resources": {"requests": {"nvidia.com/mig-1g.10gb": "1"}}}),
-        ("spec.experts.memory", "25%", "GPU"),
-    ),
     Case("unknown miss policy", spec(experts={"missPolicy": "drop"}), ("spec.experts.missPolicy", "reroute", "load")),
     Case("unknown strategy", spec(experts={"strategy": "magic"}), ("spec.experts.strategy", "emoe")),
     Case("eviction beside reroute", spec(experts={"eviction": "lru"}), ("eviction", "missPolicy: load")),
@@ -185,6 +175,11 @@ ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("tasks", spec(tasks=[{"name": "code", "slo": {"ttftSeconds": 1, "tpotSeconds": 0.05}}, {"name": "legal-qa"}])),
     ("no workers", spec(workers={"replicas": 0})),
     ("a GPU", limits(**GPU, memory="16Gi")),
+    ("memory auto on a GPU", spec(experts={"memory": "auto"}, workers={"resources": {"limits": GPU}})),
+    (
+        "memory auto on a part of a GPU",
+        spec(experts={"memory": "auto"}, workers={"resources": {"requests": {"nvidia.com/mig-1g.10gb": "1"}}}),
+    ),
     ("no GPU", spec(experts={"memory": "auto"}, workers={"resources": {"limits": {"nvidia.com/gpu": 0}}})),
     ("a claim of one's own", spec(cache={"claimName": "models"})),
     ("a claim to make", spec(cache={"size": "20Gi", "accessMode": "ReadWriteMany", "retain": False})),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from support import checkpoints
 from support.profiles import write_beside
+from support.quantised import write_mxfp4
 from typer.testing import CliRunner, Result
 
 from emoe.cli.commands import app
@@ -223,3 +224,22 @@ def test_plan_does_not_import_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, input=SMALLEST, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_experts_format_is_told(qwen: Path, tmp_path: Path) -> None:
+    assert plan_json(FROM_HUB, "--model", str(qwen))["model"]["expert_format"] == "F32"
+    assert "24 experts in F32" in plan(FROM_HUB, "--model", str(qwen)).stdout
+    quantised = write_mxfp4(tmp_path / "quantised")
+    assert plan_json(FROM_HUB, "--model", str(quantised))["model"]["expert_format"] == "MXFP4"
+
+
+def test_auto_on_a_gpu_says_what_is_left_to_the_worker(qwen: Path) -> None:
+    asked = FROM_HUB + "  experts: {memory: auto}\n  workers: {resources: {limits: {nvidia.com/gpu: 1}}}"
+    described = plan_json(asked, "--model", str(qwen))
+    got = described["plan"]
+    assert (got["fits"], got["is_left_to_worker"], got["slots"], got["resident_bytes"]) == (True, True, None, None)
+    assert got["device_bytes"] == got["base_bytes"] + got["kv_bytes"] + got["min_bytes"]
+    assert described["expected_hits"] is None
+    table = plan(asked, "--model", str(qwen)).stdout
+    assert "as many as each worker finds room for on its GPU" in table
+    assert "not known before a worker has counted its slots" in table

@@ -9,6 +9,7 @@ from emoe.api.pods import PodTemplate, Resources
 from emoe.api.quantity import CountOrPercent
 from emoe.api.spec import Experts, Rollout
 from emoe.core.capacity import WorkerPlan, as_quantity
+from emoe.core.memory import AUTO
 from emoe_operator.desired import Manifest
 from emoe_operator.manifests.accounts import ca_environment, ca_mounted, revision_environment
 from emoe_operator.manifests.context import Context
@@ -127,7 +128,7 @@ def worker_deployment(context: Context, resources: Resources, plan: WorkerPlan) 
     service = Service(
         component="worker",
         image=context.images.worker,
-        environment=_worker_environment(context, drain_seconds, plan.resident_bytes),
+        environment=_worker_environment(context, drain_seconds, plan),
         resources=worker_resources(resources, context.settings.worker_cpu_request, plan.worker_memory_bytes),
         drain_seconds=drain_seconds,
         user_template=_template(wanted.pod_template),
@@ -139,7 +140,7 @@ def worker_deployment(context: Context, resources: Resources, plan: WorkerPlan) 
     return deployment(context, "worker", replicas=wanted.replicas, strategy=strategy, template=template)
 
 
-def _worker_environment(context: Context, drain_seconds: int, expert_memory_bytes: int) -> list[Variable]:
+def _worker_environment(context: Context, drain_seconds: int, plan: WorkerPlan) -> list[Variable]:
     workers, experts = context.spec.workers, context.spec.experts
     return [
         *shared_environment(context, "worker", drain_seconds=drain_seconds),
@@ -147,7 +148,7 @@ def _worker_environment(context: Context, drain_seconds: int, expert_memory_byte
         reference("EMOE_WORKER_WORKER_ID", "$(POD_NAME)"),
         variable("EMOE_WORKER_LOADER", address(context.resource, "loader")),
         variable("EMOE_WORKER_PREDICTOR", address(context.resource, "predictor")),
-        variable("EMOE_WORKER_EXPERT_MEMORY", expert_memory_bytes),
+        variable("EMOE_WORKER_EXPERT_MEMORY", AUTO if plan.is_left_to_worker else plan.resident_bytes),
         variable("EMOE_WORKER_MISS_POLICY", experts.miss_policy),
         *([variable("EMOE_WORKER_EVICTION", experts.eviction)] if experts.eviction else []),
         *(_pinned("WORKER", experts) if experts.miss_policy == "load" else []),

@@ -34,16 +34,6 @@ def _is_zero(value: CountOrPercent | None) -> bool:
     return value is not None and value.is_zero
 
 
-def _asks_for_gpu(field: str) -> str:
-    """In CEL, what `Resources.asks_for_gpu` says of the workers' limits or requests."""
-    amounts = f"self.workers.resources.{field}"
-    return (
-        f"has(self.workers.resources) && has({amounts}) && {amounts}.exists(name, "
-        "(name.endsWith('/gpu') || name.startsWith('nvidia.com/mig-')) && "
-        f"isQuantity(string({amounts}[name])) && quantity(string({amounts}[name])).compareTo(quantity('0')) > 0)"
-    )
-
-
 def _refuse_duplicates(values: list[int] | list[str], noun: str) -> None:
     twice = sorted({str(value) for value in values if values.count(value) > 1})  # type: ignore[arg-type]
     if twice:
@@ -110,7 +100,7 @@ class Experts(ApiModel):
 
     memory: Memory = Memory("25%")
     """Of each worker: a share of all expert bytes (25%), a quantity (8Gi), or auto: what the worker's memory limit
-    leaves."""
+    leaves, or on a GPU what the worker finds free of it when it starts."""
     miss_policy: Literal["reroute", "load"] = "reroute"
     """A token's expert is not in memory. reroute: resident experts answer, without a stall. load: the step waits for
     it, and answers are exactly the full model's."""
@@ -271,13 +261,6 @@ class Spec(ApiModel):
             "its clients have moved",
             holds=None,
             field=".model",
-        ),
-        Rule(
-            cel=f"string(self.experts.memory) != 'auto' || !({_asks_for_gpu('limits')} || {_asks_for_gpu('requests')})",
-            message="memory auto goes by the workers' memory limit, which is the host's, and how much a GPU has is not "
-            "known before; write a share (25%) or a quantity (8Gi: what base weights and KV cache leave of the GPU)",
-            holds=lambda spec: not (spec.experts.memory.parsed.is_auto and spec.workers.resources.asks_for_gpu),
-            field=".experts.memory",
         ),
     )
 

@@ -96,14 +96,15 @@ class PlanStatus(StatusModel):
     """Of all routed experts."""
     base_bytes: int
     """Of everything else in the model."""
-    slots: int
-    """Experts that fit one worker's expert memory."""
+    slots: int | None = None
+    """Experts that fit one worker's expert memory. With memory auto on a GPU the workers count them: left out until one
+    has, then of the worker with the fewest."""
     total_experts: int
     """Experts that the model has."""
     slot_bytes: int
     """Of one place for an expert."""
-    resident_bytes: int
-    """Of all places of one worker."""
+    resident_bytes: int | None = None
+    """Of all places of one worker; left out as slots are."""
     min_bytes: int
     """The smallest expert memory that the miss policy allows."""
     kv_bytes: int

@@ -139,7 +139,8 @@ def up(
     with reported_errors(as_json=as_json):
         if expert_memory == AUTO and workers > 1:
             raise typer.BadParameter(
-                f"auto gives one worker all that is left: with --workers {workers} write a share (25%) or a size",
+                f"auto gives one worker all that is left, and {workers} that start side by side would each take what "
+                "the others are about to: write a share (25%) or a size",
                 param_hint="--expert-memory",
             )
         options = SystemOptions(

@@ -22,7 +22,7 @@ from emoe.cli.resource_file import read_documents
 from emoe.core.capacity import ModelGeometry, WorkerPlan, WorkerWishes, plan_worker
 from emoe.core.errors import FieldProblem, InvalidResourceError
 from emoe.core.quantity import parse_quantity
-from emoe.store.footprint import geometry_of
+from emoe.store.footprint import geometry_of, measure
 from emoe.store.store import ExpertStore
 
 
@@ -32,6 +32,8 @@ class PlannedModel:
 
     folder: str
     family: str
+    expert_format: str
+    """As the experts are published and held in slots: bf16 and the like, or the name of a quantisation."""
     geometry: ModelGeometry
 
 
@@ -91,7 +93,9 @@ def _plan_with_model(resource: MoEDeployment, folder: Path, bytes_per_second: fl
     wishes = worker_wishes(resource.spec.experts, resource.spec.workers)
     with ExpertStore.open(folder) as store:
         geometry = geometry_of(store, calibration_bytes=used_calibration_bytes(store))
-        model = PlannedModel(folder=str(folder), family=store.family, geometry=geometry)
+        model = PlannedModel(
+            folder=str(folder), family=store.family, expert_format=measure(store).expert_format, geometry=geometry
+        )
         plan = plan_worker(model.geometry, wishes)
         hits = _expect(store, plan, wishes, planner=resource.spec.experts.planner)
     return PlannedResource(
@@ -106,7 +110,7 @@ def _plan_with_model(resource: MoEDeployment, folder: Path, bytes_per_second: fl
 
 
 def _expect(store: ExpertStore, plan: WorkerPlan, wishes: WorkerWishes, *, planner: str) -> ExpectedHits | None:
-    if not plan.fits or wishes.miss_policy == "load":
+    if not plan.fits or plan.is_left_to_worker or wishes.miss_policy == "load":
         return None
     return expect_hits(store, num_slots=plan.slots - plan.staging, planner=planner)
 
@@ -138,6 +142,7 @@ def describe(planned: PlannedResource) -> dict[str, Any]:
         shape = {
             "folder": model.folder,
             "family": model.family,
+            "expert_format": model.expert_format,
             "base_bytes": geometry.base_bytes,
             "kv_bytes_per_token": geometry.kv_bytes_per_token or None,
             "max_context": geometry.max_context or None,
@@ -147,8 +152,13 @@ def describe(planned: PlannedResource) -> dict[str, Any]:
         "valid": not planned.problems,
         "problems": [dataclasses.asdict(problem) for problem in planned.problems],
         "model": shape,
-        "plan": {**dataclasses.asdict(plan), "fits": plan.fits} if plan else None,
+        "plan": _describe_plan(plan) if plan else None,
         "expected_hits": dataclasses.asdict(hits) if hits else None,
         "load_seconds": planned.load_seconds,
         "bytes_per_second": planned.bytes_per_second if plan else None,
     }
+
+
+def _describe_plan(plan: WorkerPlan) -> dict[str, Any]:
+    unknown = {"slots": None, "resident_bytes": None} if plan.is_left_to_worker else {}
+    return {**dataclasses.asdict(plan), **unknown, "fits": plan.fits}

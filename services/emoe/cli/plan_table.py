@@ -39,7 +39,9 @@ def _facts(planned: PlannedResource, resource: MoEDeployment, plan: WorkerPlan, 
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("model", f"{escape(resource.spec.model.source)} ({model.family})")
-    table.add_row("expert bytes", f"{format_bytes(plan.expert_bytes)}, {plan.total_experts} experts")
+    table.add_row(
+        "expert bytes", f"{format_bytes(plan.expert_bytes)}, {plan.total_experts} experts in {model.expert_format}"
+    )
     table.add_row("base bytes", f"{format_bytes(plan.base_bytes)}, always in memory")
     table.add_row("slots", _slots(plan, memory=str(experts.memory)))
     if plan.calibration_bytes:
@@ -47,7 +49,8 @@ def _facts(planned: PlannedResource, resource: MoEDeployment, plan: WorkerPlan, 
     table.add_row("least", f"{as_quantity(plan.min_bytes)} of expert memory, for missPolicy {experts.miss_policy}")
     table.add_row("KV", _kv(plan, model, context=workers.max_context, concurrency=workers.max_concurrency))
     if plan.device_bytes:
-        table.add_row("device memory", f"{format_bytes(plan.device_bytes)} beside a step's own")
+        least = ", with the fewest slots" if plan.is_left_to_worker else ""
+        table.add_row("device memory", f"{format_bytes(plan.device_bytes)} beside a step's own{least}")
     table.add_row(
         "host memory" if plan.device_bytes else "worker memory",
         f"{as_quantity(plan.worker_memory_bytes)} each, {format_bytes(plan.overhead_bytes)} of it for the process",
@@ -60,10 +63,13 @@ def _facts(planned: PlannedResource, resource: MoEDeployment, plan: WorkerPlan, 
 def _load_time(planned: PlannedResource) -> str:
     seconds = planned.load_seconds or 0.0
     took = "under a second" if seconds < 1 else f"{seconds:.0f} s"
-    return f"{took} at {planned.bytes_per_second / 1e6:.0f} MB/s, a rate that is assumed (--bandwidth)"
+    without = " for the base weights, beside the slots'" if planned.plan and planned.plan.is_left_to_worker else ""
+    return f"{took}{without} at {planned.bytes_per_second / 1e6:.0f} MB/s, a rate that is assumed (--bandwidth)"
 
 
 def _slots(plan: WorkerPlan, *, memory: str) -> str:
+    if plan.is_left_to_worker:
+        return f"of {plan.total_experts}, as many as each worker finds room for on its GPU when it starts; at {memory}"
     staging = f", {plan.staging} of them for staging" if plan.staging else ""
     return f"{plan.slots}/{plan.total_experts} at {escape(memory)}, {format_bytes(plan.resident_bytes)}{staging}"
 
@@ -79,6 +85,8 @@ def _hits(planned: PlannedResource, resource: MoEDeployment) -> str:
     if planned.hits:
         tasks = ", ".join(f"{task} {ratio:.0%}" for task, ratio in planned.hits.by_task.items())
         return f"{planned.hits.ratio:.0%} expected of all tasks alike; alone: {tasks}"
+    if planned.plan and planned.plan.is_left_to_worker:
+        return "not known before a worker has counted its slots"
     if resource.spec.experts.miss_policy == "load":
         return "not foretold with missPolicy load, where whoever is used stays"
     if planned.plan and not planned.plan.fits:

@@ -46,10 +46,6 @@ AUTO_WITHOUT_LIMIT = (
     f"spec.experts.memory: auto needs a memory limit to divide; set {LIMIT_FIELD}, or write a share (25%) or a "
     "quantity (8Gi)"
 )
-AUTO_ON_GPU = (
-    "spec.experts.memory: auto goes by the memory limit, which is the host's, and is not known on a GPU; write a share "
-    "or a quantity (25%, or 8Gi: what base weights and KV cache leave of the GPU)"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,11 +77,17 @@ class WorkerWishes:
     memory_limit_bytes: int | None = None
     pinned: tuple[ExpertId, ...] = ()
 
+    @property
+    def are_left_to_worker(self) -> bool:
+        """Whether the slots are the worker's to count when it starts: how much memory a GPU has is not known before."""
+        return self.memory.is_auto and self.device == "gpu"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkerPlan:
     """`slots` has the staging slots in it. On a GPU slots, base weights and KV lie on the device (`device_bytes`), and
-    `worker_memory_bytes` is the host's part."""
+    `worker_memory_bytes` is the host's part. Slots that are left to the worker (memory auto on a GPU) are none here,
+    and `device_bytes` is then the least that a device must have."""
 
     slots: int
     staging: int
@@ -107,6 +109,8 @@ class WorkerPlan:
     """Host memory of a worker in all, whole MiB: its memory limit unless the user sets one."""
     calibration_bytes: int = 0
     """Of the resident bytes, a calibration's: 0 where none is used."""
+    is_left_to_worker: bool = False
+    """Memory auto on a GPU: how many slots there are is not known before a worker says."""
     problems: tuple[str, ...] = ()
     """Why it cannot be, each with the figure that would do."""
 
@@ -161,7 +165,8 @@ def plan_worker(geometry: ModelGeometry, wishes: WorkerWishes) -> WorkerPlan:
     if not problems:
         needed_bytes = host.total_bytes(max(split.num_slots, min_slots) * stride + split.reserved_bytes)
         problems = _budget_problems(wishes, split, min_slots, min_bytes) + _limit_problems(wishes, needed_bytes)
-    model_bytes = resident_bytes + geometry.base_bytes + kv_bytes
+    left = wishes.are_left_to_worker
+    model_bytes = (min_bytes if left else resident_bytes) + geometry.base_bytes + kv_bytes
     on_device, held = (model_bytes, 0) if wishes.device == "gpu" else (0, model_bytes)
     return WorkerPlan(
         slots=split.num_slots,
@@ -177,6 +182,7 @@ def plan_worker(geometry: ModelGeometry, wishes: WorkerWishes) -> WorkerPlan:
         device_bytes=on_device,
         worker_memory_bytes=-(-total_bytes // MIB) * MIB,
         calibration_bytes=split.reserved_bytes,
+        is_left_to_worker=left,
         problems=problems,
     )
 
@@ -199,6 +205,8 @@ def _host_of(geometry: ModelGeometry, wishes: WorkerWishes) -> _Host:
 def _budget_bytes(wishes: WorkerWishes, host: _Host, *, all_bytes: int) -> tuple[int, tuple[str, ...]]:
     """What the expert memory comes to; with `auto`, what the limit spares, and why that cannot be known."""
     memory, limit = wishes.memory, wishes.memory_limit_bytes
+    if wishes.are_left_to_worker:
+        return 0, ()
     if why := why_auto_cannot_be(wishes):
         return 0, (why,)
     spare_bytes = None if limit is None else host.spare_bytes(limit)
@@ -207,11 +215,8 @@ def _budget_bytes(wishes: WorkerWishes, host: _Host, *, all_bytes: int) -> tuple
 
 def why_auto_cannot_be(wishes: WorkerWishes) -> str | None:
     """Known before the model is."""
-    if not wishes.memory.is_auto:
-        return None
-    if wishes.device == "gpu":
-        return AUTO_ON_GPU
-    return AUTO_WITHOUT_LIMIT if wishes.memory_limit_bytes is None else None
+    by_limit = wishes.memory.is_auto and not wishes.are_left_to_worker
+    return AUTO_WITHOUT_LIMIT if by_limit and wishes.memory_limit_bytes is None else None
 
 
 def _min_slots(grid: ExpertGrid, wishes: WorkerWishes, split: SlotBudget) -> int:
@@ -258,10 +263,12 @@ def _limit_problems(wishes: WorkerWishes, needed_bytes: int) -> tuple[str, ...]:
     limit = wishes.memory_limit_bytes
     if limit is None or limit >= needed_bytes:
         return ()
-    what = "leaves too little for experts" if wishes.memory.is_auto else "is below the plan"
+    divides = wishes.memory.is_auto and not wishes.are_left_to_worker
+    what = "leaves too little for experts" if divides else "is below the plan"
     raised = f"raise it to {as_quantity(needed_bytes)} or more"
     lower = "lower spec.experts.memory, spec.workers.maxContext or spec.workers.maxConcurrency"
-    instead = "" if wishes.memory.is_auto else f", leave it out, or {lower}"
+    # On a GPU the limit is the host's, and nothing of the model's own size is in it.
+    instead = "" if divides else ", or leave it out" if wishes.device == "gpu" else f", leave it out, or {lower}"
     return (f"{LIMIT_FIELD}: the workers' memory limit of {limit // MIB}Mi {what}: {raised}{instead}",)
 
 

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -22,13 +22,13 @@ from emoe.core.memory import AUTO
 from emoe.runtime.cpus import usable_cpus
 from emoe.store.calibration import CalibrationInfo, calibration_beside, read_calibration_info
 from emoe.store.store import ExpertStore
-from emoe.worker.build import EngineOptions, EngineParts, bootstrap_plan, build_parts, load_base_model, plan_slots
+from emoe.worker.build import EngineOptions, EngineParts, build_parts, load_base_model, plan_slots
 from emoe.worker.device import bound_kernel_cache, pick_device
 from emoe.worker.prompts import PromptEncoder, vocab_size_of
 from emoe.worker.settings import WorkerSettings
-from emoe.worker.sizing import size_experts
+from emoe.worker.sizing import check_before_loading, needs_of, size_experts
 from emoe.worker.sources import ExpertSource
-from emoe.worker.warmup import warm_up
+from emoe.worker.warmup import bring_first_residents, warm_up
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +68,16 @@ def prepare(
         device=str(pick_device(settings.device)),
         calibration=_find_calibration(settings, store) if settings.miss_policy == "reroute" else None,
     )
+    encoder = PromptEncoder.open(store.folder, vocab_size=vocab_size_of(store), max_context=options.max_context)
     model = None
     if settings.expert_memory == AUTO:
-        model = load_base_model(store, options)
-        options = _with_what_is_left(store, options)
+        model, options = _with_what_is_left(settings, store, source, options, cut_short)
     _say_calibration(settings, store, options)
     if settings.loader is not None and plan_slots(store.grid, options).num_slots < store.grid.num_experts_total:
         options = dataclasses.replace(options, own_routing_tokens=settings.own_routing_tokens)
-    encoder = PromptEncoder.open(store.folder, vocab_size=vocab_size_of(store), max_context=options.max_context)
     parts = build_parts(store, source, options, model)
     residency = parts.residency
-    if settings.miss_policy == "reroute":
-        residency.set_plan(bootstrap_plan(store.grid, residency.plan_slots), epoch=0)
-        residency.wait_until_settled(timeout_seconds=settings.start_timeout_seconds, cut_short=cut_short)
+    bring_first_residents(parts, timeout_seconds=settings.start_timeout_seconds, cut_short=cut_short)
     warm_up(parts, cut_short=cut_short)
     log.info(
         "%s: %d of %d experts fit %d bytes of slots, %s mode, on %s",
@@ -90,17 +87,31 @@ def prepare(
     return parts, encoder
 
 
-def _with_what_is_left(store: ExpertStore, options: EngineOptions) -> EngineOptions:
+def _with_what_is_left(
+    settings: WorkerSettings,
+    store: ExpertStore,
+    source: ExpertSource,
+    options: EngineOptions,
+    cut_short: threading.Event,
+) -> tuple[Any, EngineOptions]:
+    """The base model, and the options with what is left beside it. BudgetError where that is too little."""
+    needs = needs_of(store, options)
+    check_before_loading(needs, options)
+    model = load_base_model(store, options)
     sizing = size_experts(
         store,
-        device=torch.device(options.device),
-        max_context=options.max_context,
-        max_concurrency=options.max_concurrency,
+        source,
+        options,
+        model,
+        needs=needs,
+        timeout_seconds=settings.start_timeout_seconds,
+        cut_short=cut_short,
     )
+    sizing.check()
     log.info("expert_memory auto: %s", sizing)
-    if not sizing.expert_bytes:
-        raise BudgetError(f"expert_memory auto: nothing is left for experts ({sizing}); give the worker more memory")
-    return dataclasses.replace(options, expert_memory=str(sizing.expert_bytes))
+    if options.device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what the trial took is the device's again
+    return model, dataclasses.replace(options, expert_memory=str(sizing.expert_bytes))
 
 
 def _find_calibration(settings: WorkerSettings, store: ExpertStore) -> CalibrationInfo | None:

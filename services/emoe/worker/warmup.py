@@ -1,4 +1,5 @@
-"""Runs the model once over prompts of several lengths before the worker is ready.
+"""What comes between an engine's parts and a worker that is ready: its first experts, and a run of the model over
+prompts of several lengths.
 
 Kernel libraries compile or pick a kernel at the first sight of a shape; the first client should not pay for it.
 """
@@ -10,7 +11,7 @@ import threading
 import time
 
 from emoe.core.generation import Sampling
-from emoe.worker.build import EngineParts
+from emoe.worker.build import EngineParts, bootstrap_plan
 from emoe.worker.sequence import Sequence
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,15 @@ def warm_up(parts: EngineParts, *, cut_short: threading.Event | None = None) -> 
         while engine.has_work and not (cut_short is not None and cut_short.is_set()):
             engine.step()
     log.info("warmed up in %.1f s", time.monotonic() - began)
+
+
+def bring_first_residents(parts: EngineParts, *, timeout_seconds: float, cut_short: threading.Event) -> None:
+    """The plan that a worker starts from, in full; in load mode nothing, for there experts come when they are needed.
+    Errors as of `Residency.wait_until_settled`."""
+    residency = parts.residency
+    if parts.options.miss_policy == "reroute":
+        residency.set_plan(bootstrap_plan(residency.grid, residency.plan_slots), epoch=0)
+        residency.wait_until_settled(timeout_seconds=timeout_seconds, cut_short=cut_short)
 
 
 def _sequence(name: str, length: int) -> Sequence:

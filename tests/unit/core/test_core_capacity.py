@@ -43,6 +43,7 @@ def plan(memory: str = "25%", **fields: object) -> WorkerPlan:
     return plan_worker(OLMOE, wishes(memory, **fields))
 
 
+QUARTER = parse_expert_memory("25%")
 geometries = st.builds(
     lambda layers, dense, experts, top_k, expert_bytes, base, kv, calibration: ModelGeometry(
         grid=ExpertGrid(
@@ -188,9 +189,22 @@ def test_auto_without_a_limit_says_what_to_set() -> None:
         plan("auto").check()
 
 
-def test_auto_on_a_gpu_says_what_to_write() -> None:
-    with pytest.raises(BudgetError, match=r"on a GPU.*write a share or a quantity"):
-        plan("auto", device="gpu", memory_limit_bytes=2**40).check()
+@given(geometry=geometries, policy=policies)
+def test_auto_on_a_gpu_leaves_the_slots_to_the_worker_and_plans_the_rest(geometry: ModelGeometry, policy: str) -> None:
+    asked = dataclasses.replace(wishes("auto"), miss_policy=policy, device="gpu")
+    got, quarter = plan_worker(geometry, asked), plan_worker(geometry, dataclasses.replace(asked, memory=QUARTER))
+    assert got.fits
+    assert got.is_left_to_worker
+    assert (got.slots, got.resident_bytes) == (0, 0)
+    assert got.worker_memory_bytes == quarter.worker_memory_bytes
+    assert got.device_bytes == got.base_bytes + got.kv_bytes + got.min_bytes
+
+
+def test_auto_on_a_gpu_is_held_to_the_hosts_limit_like_any_other() -> None:
+    [problem] = plan("auto", device="gpu", memory_limit_bytes=MIB).problems
+    needed = plan("auto", device="gpu").worker_memory_bytes
+    assert "is below the plan" in problem
+    assert plan("auto", device="gpu", memory_limit_bytes=needed).fits
 
 
 def test_on_a_gpu_the_host_holds_neither_slots_nor_kv() -> None:

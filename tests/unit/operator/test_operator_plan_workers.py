@@ -135,6 +135,14 @@ def test_auto_takes_what_the_limit_leaves() -> None:
     assert limits(desired)["memory"] == "2Gi"
 
 
+def test_auto_on_a_gpu_is_the_workers_to_find_out() -> None:
+    desired = plan({"experts": {"memory": "auto"}, "workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}}})
+    assert not desired.problems
+    assert environment(desired, "worker")["EMOE_WORKER_EXPERT_MEMORY"] == "auto"
+    fixed = plan({"experts": {"memory": "25%"}, "workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}}})
+    assert limits(desired) == limits(fixed), "the host's part is planned without slots"
+
+
 def test_nothing_in_a_rendering_depends_on_the_time_or_on_progress() -> None:
     later = observed(now=datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC), model=model_ready(num_bytes_done=1))
     assert plan_children(resource(), later, settings()).children == plan().children

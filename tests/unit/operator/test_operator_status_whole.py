@@ -24,6 +24,7 @@ def worker(name: str = "tiny-worker-x1", **fields: Any) -> WorkerView:
             "name": name,
             "ready": True,
             "num_resident": 14,
+            "num_slots": 14,
             "slot_bytes": MIB,
             "num_hits": 90,
             "num_choices": 100,
@@ -173,3 +174,28 @@ def test_a_first_status_is_written_at_once() -> None:
 def test_what_has_not_changed_is_never_written(seconds: float) -> None:
     status = status_of(running())
     assert not worth_patching(status, copy.deepcopy(status), seconds)
+
+
+AUTO_ON_GPU = {
+    "model": {"source": "demo://"},
+    "experts": {"memory": "auto"},
+    "workers": {"resources": {"limits": {"nvidia.com/gpu": 1}}},
+}
+
+
+def test_slots_that_workers_count_are_not_said_before_one_has() -> None:
+    told = status_of(observed(workers=(worker(num_slots=0),)), spec=AUTO_ON_GPU)["plan"]
+    assert "slots" not in told
+    assert "residentBytes" not in told
+    assert told["minBytes"] == 10 * MIB
+
+
+def test_slots_that_workers_count_are_those_of_the_worker_with_the_fewest() -> None:
+    seen = observed(workers=(worker("a", num_slots=30), worker("b", num_slots=20)))
+    told = status_of(seen, spec=AUTO_ON_GPU)["plan"]
+    assert (told["slots"], told["residentBytes"]) == (22, 22 * MIB), "two staging slots are reported by none"
+
+
+def test_slots_that_a_worker_counted_stand_while_none_is_heard() -> None:
+    before = status_of(observed(workers=(worker(num_slots=30),)), spec=AUTO_ON_GPU)
+    assert status_of(observed(workers=()), spec=AUTO_ON_GPU, status=before)["plan"]["slots"] == 32
