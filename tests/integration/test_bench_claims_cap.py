@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ from typer.testing import CliRunner
 from emoe.bench.claims_probe import Contestant, DoesNotFitError, Prober, Work
 from emoe.bench.claims_search import Verdict
 from emoe.bench.failures import BenchmarkError
-from emoe.bench.memory_cgroup import memory_cgroup
+from emoe.bench.memory_cgroup import MOUNT, memory_cgroup
 from emoe.bench.planted import PlantedShape
 from emoe.bench.planted_files import planted_checkpoint
 from emoe.cli.commands import app
@@ -93,6 +96,23 @@ def test_the_command_reports_of_a_cap_that_holds_nothing(folder: Path) -> None:
     assert (rows["longest prompt", "load"]["ours"], rows["longest prompt", "load"]["ended_by"]) == (None, "memory cap")
     assert rows["memory", "load"]["ours"] > 0
     assert "longest prompt of all resident: none, ended by memory cap" in report["notes"]
+
+
+@pytest.mark.usefixtures("cgroups")
+def test_ended_it_reports_what_was_done_and_leaves_no_cgroup(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "claims.json"
+    command = [sys.executable, "-m", "emoe.cli.main", "bench", "claims", str(folder), "--policies=load", "--budget=75%"]
+    options = ["--threads=1", "--prompt-tokens=8", "--new-tokens=3", f"--json={report}"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "a cap of" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert {row["claim"] for row in json.loads(report.read_text())["rows"]} == {"memory", "expert memory"}
+    assert not [*MOUNT.glob(f"**/emoe-bench-{process.pid}-*")]
 
 
 @pytest.mark.gpu

@@ -57,3 +57,13 @@ def test_where_none_can_be_made_it_is_said(tmp_path: Path) -> None:
         memory_cgroup(LIMIT_BYTES, mount=tmp_path / "absent"),
     ):
         pass
+
+
+def test_what_a_killed_benchmark_left_is_removed_by_the_next(cgroup: MemoryCgroup) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait(timeout=60)
+    left = cgroup.folder.parent / f"emoe-bench-{ended.pid}-0"
+    left.mkdir()
+    with memory_cgroup(LIMIT_BYTES):
+        assert not left.exists()
+        assert cgroup.folder.is_dir(), "its maker is alive"

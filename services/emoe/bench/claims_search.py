@@ -1,4 +1,4 @@
-"""The largest size that fits, or the smallest: doubling, then halving the gap, within a bound on looks.
+"""The largest size that fits, or the smallest: the ends, doubling, then halving the gap, within a bound on looks.
 
 Knows no engine: it is told of each size whether it fits, and if not, what stood in its way.
 """
@@ -40,30 +40,25 @@ class Found:
 
 
 async def find_largest(look: Look, bounds: Bounds) -> Found:
-    """A size that fits once is taken to fit always, and with it all smaller ones."""
-    fitting, size, looks = 0, bounds.first, 0
-    while True:
-        verdict = await look(size)
-        looks += 1
-        if verdict is not Verdict.FITS:
-            break
-        fitting = size
-        if size >= bounds.last:
-            return Found(size=size, ended_by=bounds.last_name)
-        if looks >= bounds.max_looks:
-            return Found(size=size, ended_by="number of probes")
-        size = min(2 * size, bounds.last)
-    if not fitting:
+    """A size that fits once is taken to fit always, and with it all smaller ones. The last is asked for second: what
+    holds everything is not made to climb there."""
+    if (verdict := await look(bounds.first)) is not Verdict.FITS:
         return Found(size=None, ended_by=verdict)
-    failing = size
-    while failing - fitting > max(1, bounds.precision_ratio * fitting) and looks < bounds.max_looks:
-        size = min(max(math.isqrt(fitting * failing), fitting + 1), failing - 1)
-        looked, looks = await look(size), looks + 1
+    if bounds.first >= bounds.last:
+        return Found(size=bounds.first, ended_by=bounds.last_name)
+    if (verdict := await look(bounds.last)) is Verdict.FITS:
+        return Found(size=bounds.last, ended_by=bounds.last_name)
+    fitting, failing, is_doubling = bounds.first, bounds.last, True
+    for _ in range(bounds.max_looks - 2):
+        if failing - fitting <= max(1, bounds.precision_ratio * fitting):
+            return Found(size=fitting, ended_by=verdict)
+        size = min(max(2 * fitting if is_doubling else math.isqrt(fitting * failing), fitting + 1), failing - 1)
+        looked = await look(size)
         if looked is Verdict.FITS:
             fitting = size
         else:
-            failing, verdict = size, looked
-    return Found(size=fitting, ended_by=verdict)
+            failing, verdict, is_doubling = size, looked, False
+    return Found(size=fitting, ended_by="number of probes")
 
 
 async def find_smallest(look: Look, *, low: int, high: int, precision: int, max_looks: int) -> int | None:

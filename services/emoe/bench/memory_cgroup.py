@@ -17,6 +17,8 @@ from pathlib import Path
 from emoe.bench.failures import BenchmarkError
 
 MOUNT = Path("/sys/fs/cgroup")
+PREFIX = "emoe-bench-"
+"""Of a cgroup's name; the maker's process id and a number follow."""
 REMOVE_SECONDS = 5.0
 """A cgroup is busy until the kernel has buried its last process."""
 
@@ -48,7 +50,8 @@ def memory_cgroup(limit_bytes: int, *, mount: Path = MOUNT) -> Iterator[MemoryCg
     """Removed with the block, when its processes have ended. BenchmarkError where none may be made."""
     version_1 = mount / "memory"
     parent = version_1 if version_1.is_dir() else mount
-    folder = parent / f"emoe-bench-{os.getpid()}-{next(_numbers)}"
+    _remove_orphans(parent)
+    folder = parent / f"{PREFIX}{os.getpid()}-{next(_numbers)}"
     try:
         folder.mkdir()
     except OSError as error:
@@ -58,6 +61,15 @@ def memory_cgroup(limit_bytes: int, *, mount: Path = MOUNT) -> Iterator[MemoryCg
         yield MemoryCgroup(folder=folder, limit_bytes=limit_bytes)
     finally:
         _remove(folder)
+
+
+def _remove_orphans(parent: Path) -> None:
+    """Of makers that were killed and could not; one that still has processes stays, and so does another's."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        maker = folder.name.removeprefix(PREFIX).split("-")[0]
+        if maker.isdigit() and not Path("/proc", maker).exists():
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _limit(folder: Path, limit_bytes: int, *, version_1: bool) -> None:

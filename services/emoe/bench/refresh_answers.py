@@ -6,15 +6,13 @@ perplexity come of one run. A request names its answer by its seed. N sequences,
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from emoe.worker import engine
-from emoe.worker.sampling import Draw, Picked, sample
+from emoe.worker.sampling import Draw, Picked, Sampler, sample
 
 FIRST_SEED = 1 << 40
 """No seed that anyone else gives: a worker that warms up samples as ever."""
@@ -29,21 +27,15 @@ def read_answers(path: Path) -> dict[int, tuple[int, ...]]:
     return {FIRST_SEED + number: tuple(answer) for number, answer in enumerate(json.loads(path.read_text()))}
 
 
-@contextlib.contextmanager
-def forced_answers(answers: Mapping[int, Sequence[int]]) -> Iterator[None]:
-    """Every engine of this process gives these answers meanwhile, to requests with their seeds."""
+def forced_sampler(answers: Mapping[int, Sequence[int]]) -> Sampler:
+    """Picks these answers' tokens for requests with their seeds, and for others as ever."""
 
     def force(logits_NV: torch.Tensor, draws: Sequence[Draw]) -> list[Picked | None]:
         if any(draw.seed not in answers for draw in draws):
             return sample(logits_NV, draws)
         return pick_forced(logits_NV, [answers[draw.seed][draw.position] for draw in draws])
 
-    names = vars(engine)
-    names["sample"] = force
-    try:
-        yield
-    finally:
-        names["sample"] = sample
+    return force
 
 
 def pick_forced(logits_NV: torch.Tensor, token_ids: Sequence[int]) -> list[Picked | None]:

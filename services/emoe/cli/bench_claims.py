@@ -50,7 +50,7 @@ def claims_command(
 
     On another model, with a cap of your own: `emoe bench claims MODEL --memory-cap 12GiB --budget 20%`
 
-    Ctrl-C keeps what is measured so far.
+    Ctrl-C and SIGTERM keep what is measured so far, and give its report.
     """
     from emoe.cli.bench_claims_run import run_claims_command
 

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from emoe.cli.bench_break import ended_by_signals, run_until_broken_off
 from emoe.cli.bench_report import give, say
 from emoe.cli.paths import resolve_model
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from emoe.bench.rows import Machine, Report
 
 SHAPE = "mix-s"
-INTERRUPTED = 130
 UNKNOWN_POSITIONS = 4096
 
 
@@ -27,7 +27,7 @@ def run_claims_command(
     json_file: Path | None,
     plot_dir: Path | None,
 ) -> None:
-    """SystemExit(130) after the report of a run that was broken off."""
+    """SystemExit(128 + the signal) after the report of a run that was broken off."""
     from emoe.bench.claims import ClaimResults, run_claims
     from emoe.bench.claims_probe import Prober
     from emoe.bench.machine import describe_machine
@@ -36,22 +36,21 @@ def run_claims_command(
     if plot_dir is not None:
         import_pyplot()
     machine = describe_machine(threads=settings.threads)
-    folder = resolve_model(model) if model is not None else _planted(cache)
+    with ended_by_signals():
+        folder = resolve_model(model) if model is not None else _planted(cache)
     family, longest = _facts(folder)
     if settings.max_prompt is None:
         settings = dataclasses.replace(settings, max_prompt=longest - settings.new_tokens)
     prober = Prober(
         model=folder, threads=settings.threads, device=settings.device, deadline_seconds=settings.probe_seconds
     )
-    results, whole = ClaimResults(), True
-    try:
-        asyncio.run(run_claims(prober, settings, results, say=say))
-    except KeyboardInterrupt:
-        whole = False
+    results = ClaimResults()
+    broken_off_by = asyncio.run(run_until_broken_off(run_claims(prober, settings, results, say=say)))
+    if broken_off_by is not None:
         say("broken off: these figures are of what was done")
     _give(_report(results, settings, machine, folder, family), json_file, plot_dir)
-    if not whole:
-        raise SystemExit(INTERRUPTED)
+    if broken_off_by is not None:
+        raise SystemExit(128 + broken_off_by)
 
 
 def _planted(cache: Path | None) -> Path:

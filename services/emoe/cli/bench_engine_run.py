@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from emoe.cli.bench_engine_break import ended_by_signals, run_until_broken_off
+from emoe.cli.bench_break import ended_by_signals, run_until_broken_off
 from emoe.cli.bench_report import give, say
 from emoe.cli.paths import resolve_model
 

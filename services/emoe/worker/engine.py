@@ -25,7 +25,7 @@ from emoe.worker.kv import KvCache
 from emoe.worker.own_counts import OwnCounts
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting
-from emoe.worker.sampling import Draw, sample
+from emoe.worker.sampling import Draw, Sampler, sample
 from emoe.worker.sequence import Sequence, TokenEvent
 from emoe.worker.static_step import Replays, StaticStep
 
@@ -61,6 +61,7 @@ class Engine:
         own_routing_tokens: int = 0,
         replays: Replays | None = None,
         static_rows: int = 0,
+        sampler: Sampler = sample,
     ) -> None:
         self.residency = residency
         self.counters = EngineCounters()
@@ -79,6 +80,7 @@ class Engine:
         self._kv = kv
         self._device = device
         self._eos_token_ids = eos_token_ids
+        self._sampler = sampler
         self.step_tokens = max(step_tokens, kv.num_rows)
         self._static: StaticStep | None = None
         if replays is not None:
@@ -246,7 +248,7 @@ class Engine:
                 sampled.append(sequence)
         self.logits_NV = logits_NV
         draws = [Draw(sampling=s.sampling, seed=s.seed, position=s.num_completion_tokens) for s in sampled]
-        picks = sample(logits_NV, draws) if sampled else []
+        picks = self._sampler(logits_NV, draws) if sampled else []
         events = []
         for sequence, picked in zip(sampled, picks, strict=True):
             if sequence in failed:

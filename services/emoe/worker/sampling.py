@@ -7,6 +7,7 @@ so a sequence draws the same tokens whoever else is in the batch. V vocabulary, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import torch
@@ -33,6 +34,10 @@ class Picked:
     token_id: int
     logprobs: tuple[tuple[int, float], ...] = ()
     """(token id, log-probability): the picked token, then the best ones; of the model's distribution, untempered."""
+
+
+Sampler = Callable[[torch.Tensor, Seq[Draw]], list[Picked | None]]
+"""As `sample`."""
 
 
 def sample(logits_NV: torch.Tensor, draws: Seq[Draw]) -> list[Picked | None]:

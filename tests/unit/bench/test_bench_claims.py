@@ -73,8 +73,14 @@ def test_the_largest_says_when_time_kept_a_larger_one_away() -> None:
 
 def test_the_largest_is_looked_for_no_more_often_than_allowed() -> None:
     limit = Limit(3000)
-    assert largest(limit, bounds(1, 4000, max_looks=4)) == Found(size=8, ended_by="number of probes")
-    assert limit.asked == [1, 2, 4, 8]
+    assert largest(limit, bounds(1, 4000, max_looks=5)) == Found(size=8, ended_by="number of probes")
+    assert limit.asked == [1, 4000, 2, 4, 8]
+
+
+def test_what_holds_everything_is_asked_twice() -> None:
+    limit = Limit(5000)
+    assert largest(limit, bounds(1, 4000)) == Found(size=4000, ended_by="positions")
+    assert limit.asked == [1, 4000]
 
 
 @given(least=st.integers(101, 1000))

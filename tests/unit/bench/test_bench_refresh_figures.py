@@ -10,11 +10,10 @@ import torch
 
 from emoe.bench import refresh_load
 from emoe.bench.refresh import ALL_RESIDENT, REFRESH, RefreshBench, RefreshSettings, Served
-from emoe.bench.refresh_answers import FIRST_SEED, forced_answers, pick_forced, read_answers, write_answers
+from emoe.bench.refresh_answers import FIRST_SEED, forced_sampler, pick_forced, read_answers, write_answers
 from emoe.bench.rows import RefreshSample
 from emoe.core.generation import Sampling
 from emoe.eval.rows import EncodedRow
-from emoe.worker import engine
 from emoe.worker.sampling import Draw
 
 
@@ -64,13 +63,11 @@ def test_a_row_of_no_numbers_fails_alone() -> None:
 def test_answers_follow_their_seed_and_position_and_other_seeds_are_sampled(tmp_path: Path) -> None:
     write_answers(tmp_path / "answers.json", [[7], [1, 0]])
     logits = torch.tensor([[0.0, 9.0, 0.0], [9.0, 0.0, 0.0]])
-    before = engine.sample  # type: ignore[attr-defined]  # what the engine calls, under the name that it calls it by
-    with forced_answers(read_answers(tmp_path / "answers.json")):
-        forced = engine.sample(logits, [draw(FIRST_SEED + 1, 1), draw(FIRST_SEED + 1, 0)])  # type: ignore[attr-defined]
-        free = engine.sample(logits, [draw(0), draw(1)])  # type: ignore[attr-defined]
-    assert [picked.token_id for picked in forced] == [0, 1]
-    assert [picked.token_id for picked in free] == [1, 0]
-    assert engine.sample is before  # type: ignore[attr-defined]
+    sampler = forced_sampler(read_answers(tmp_path / "answers.json"))
+    forced = sampler(logits, [draw(FIRST_SEED + 1, 1), draw(FIRST_SEED + 1, 0)])
+    free = sampler(logits, [draw(0), draw(1)])
+    assert [picked.token_id for picked in forced if picked] == [0, 1]
+    assert [picked.token_id for picked in free if picked] == [1, 0]
 
 
 def test_every_turn_has_all_tasks_in_equal_shares() -> None:
