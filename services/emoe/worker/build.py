@@ -21,6 +21,7 @@ from emoe.store.store import ExpertStore
 from emoe.store.strict_json import parse_object
 from emoe.worker import experts
 from emoe.worker.arena import DTYPES, SlotArena
+from emoe.worker.base_linears import pack_linears
 from emoe.worker.calibration import CalibratedLayer
 from emoe.worker.calibration_file import load_calibration
 from emoe.worker.calibration_hooks import attach_calibration
@@ -33,11 +34,14 @@ from emoe.worker.grouped import PlainStack, SlotStack, can_group
 from emoe.worker.kv import KvCache
 from emoe.worker.loading import experts_modules, load_model, router_modules
 from emoe.worker.lookahead import NextLayer
+from emoe.worker.onednn import PackedOrder
+from emoe.worker.packed_weights import PackedWeights, PackingTransfer, orders_of
 from emoe.worker.quantised.base_weights import DecodedBase
 from emoe.worker.quantised.stack import QuantisedStack
 from emoe.worker.quantised.weights import QuantisedWeights
 from emoe.worker.residency import Residency
 from emoe.worker.routing import DeviceTable, StepRouting, reroute_hook
+from emoe.worker.sampling import Sampler, sample
 from emoe.worker.sources import ExpertSource
 from emoe.worker.transfer import CudaTransfer, HostTransfer, Transfer
 
@@ -77,6 +81,7 @@ class EngineParts:
     options: EngineOptions
     static_rows: int = 0
     """Steps of so many sequences, of decodes alone, are recorded as CUDA graphs."""
+    sampler: Sampler = sample
 
     def build_engine(self) -> Engine:
         options = self.options
@@ -93,6 +98,7 @@ class EngineParts:
             own_routing_tokens=options.own_routing_tokens,
             replays=CudaGraphs(device) if self.static_rows else None,
             static_rows=self.static_rows,
+            sampler=self.sampler,
         )
 
 
@@ -101,8 +107,10 @@ def build_parts(
 ) -> EngineParts:
     """Loads the base model, unless it is there, and sets the arena up; no expert is loaded yet."""
     budget = plan_slots(store.grid, options)
-    residency = build_residency(store, source, options, budget)
+    check_pinned(options.pinned, store.grid)
     model = load_base_model(store, options) if model is None else model
+    packed = _packed_parts(store, next(iter(experts_modules(model).values())), options)
+    residency = build_residency(store, source, options, budget, packed)
     routing, table = StepRouting(), DeviceTable(residency, torch.device(options.device))
     calibrated = _calibrate(model, store, options, table) if budget.reserved_bytes else {}
     stack: SlotStack | None = None
@@ -133,7 +141,11 @@ def build_parts(
 
 def load_base_model(store: ExpertStore, options: EngineOptions) -> Any:
     """Everything but routed experts, on the device."""
-    return load_model(as_loaded(store), torch.device(options.device))
+    device = torch.device(options.device)
+    model = load_model(as_loaded(store), device)
+    if device.type == "cpu":
+        pack_linears(model)
+    return model
 
 
 def as_loaded(store: ExpertStore) -> ExpertStore:
@@ -142,7 +154,19 @@ def as_loaded(store: ExpertStore) -> ExpertStore:
     return cast("ExpertStore", DecodedBase(store)) if store.base_linears else store
 
 
+def _packed_parts(store: ExpertStore, module: Any, options: EngineOptions) -> dict[str, PackedOrder]:
+    """Weights that slots hold in oneDNN's order: on a CPU, in reroute mode. In exact mode each miss would wait for its
+    packing, and since its bits must not depend on the budget, it stays plain where nothing misses too."""
+    if options.miss_policy != "reroute" or torch.device(options.device).type != "cpu":
+        return {}
+    if store.quantisation is not None or module.is_transposed:
+        return {}
+    return orders_of(store.layout)
+
+
 def _build_weights(store: ExpertStore, module: Any, arena: SlotArena, device: torch.device) -> ExpertWeights:
+    if arena.packed:
+        return PackedWeights(arena, has_bias=module.has_bias)
     if store.quantisation is None:
         return PlainWeights(arena, transposed=module.is_transposed, has_bias=module.has_bias)
     dtype = DTYPES[store.dtype]
@@ -194,14 +218,23 @@ def _calibrate(
     return attach_calibration(calibration, model, family_of(store.family), lacking=lambda: table.lacks_experts)
 
 
-def build_residency(store: ExpertStore, source: ExpertSource, options: EngineOptions, budget: SlotBudget) -> Residency:
+def build_residency(
+    store: ExpertStore,
+    source: ExpertSource,
+    options: EngineOptions,
+    budget: SlotBudget,
+    packed: dict[str, PackedOrder],
+) -> Residency:
     grid = store.grid
-    check_pinned(options.pinned, grid)
     device = torch.device(options.device)
+    arena = SlotArena(
+        store.layout, num_slots=budget.num_slots, slot_bytes=budget.slot_bytes, device=device, packed=packed
+    )
+    transfer = _build_transfer(source, store.layout.num_bytes, options)
     return Residency(
-        arena=SlotArena(store.layout, num_slots=budget.num_slots, slot_bytes=budget.slot_bytes, device=device),
+        arena=arena,
         grid=grid,
-        transfer=_build_transfer(source, store.layout.num_bytes, options),
+        transfer=PackingTransfer(transfer, store.layout, packed) if packed else transfer,
         eviction=PinnedEviction(EVICTION_POLICIES[options.eviction](grid.shape), options.pinned),
         executor=concurrent.futures.ThreadPoolExecutor(options.io_threads, thread_name_prefix="expert-io"),
         num_staging=budget.num_staging,

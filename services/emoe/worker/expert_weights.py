@@ -1,7 +1,8 @@
 """How an experts call gets from a slot's bytes to a product (the `ExpertWeights` seam), and the plain case of it.
 
-One implementation for weights as torch reads them, here; one for quantised ones, in `quantised.weights`. Knows slots
-and nothing of tokens, routing or residency. P rows, R outputs, C inputs.
+One implementation for weights as torch reads them, here; one for those in oneDNN's order, in `packed_weights`; one for
+quantised ones, in `quantised.weights`. Knows slots and nothing of tokens, routing or residency. P rows, R outputs,
+C inputs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class PlainWeights:
         self._has_bias = has_bias
 
     def width(self, name: str) -> int:
-        return int(self._arena.stacked(name).shape[2 if self._transposed else 1])
+        return self._arena.shape(name)[1 if self._transposed else 0]
 
     def linear(self, slot: int, name: str, x_PC: torch.Tensor, out_PR: torch.Tensor) -> None:
         weight = self._arena.part(slot, name)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from emoe.cli import system
+from emoe.cli.commands import app
 from emoe.cli.system import log_path, prepare_state_dir, worker_names
 
 
@@ -33,3 +35,9 @@ def test_logs_of_the_run_before_stay_beside_whatever_it_was_called(tmp_path: Pat
     prepare_state_dir(tmp_path)
     assert not log_path(tmp_path, "worker-7").exists()
     assert (tmp_path / "logs" / "worker-7.log.1").read_text() == "before"
+
+
+def test_several_workers_that_would_each_take_what_is_left_are_refused() -> None:
+    result = CliRunner().invoke(app, ["up", "--workers", "2", "--expert-memory", "auto"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "write a share (25%) or a size" in result.output
