@@ -111,7 +111,9 @@ def test_ended_it_reports_what_was_done_and_leaves_no_cgroup(folder: Path, tmp_p
                 break
         process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert {row["claim"] for row in json.loads(report.read_text())["rows"]} == {"memory", "expert memory"}
+    written = json.loads(report.read_text())
+    assert {row["claim"] for row in written["rows"]} == {"memory", "expert memory"}
+    assert any(note.startswith("broken off") for note in written["notes"])
     assert not [*MOUNT.glob(f"**/emoe-bench-{process.pid}-*")]
 
 

@@ -49,16 +49,17 @@ async def find_largest(look: Look, bounds: Bounds) -> Found:
     if (verdict := await look(bounds.last)) is Verdict.FITS:
         return Found(size=bounds.last, ended_by=bounds.last_name)
     fitting, failing, is_doubling = bounds.first, bounds.last, True
-    for _ in range(bounds.max_looks - 2):
-        if failing - fitting <= max(1, bounds.precision_ratio * fitting):
-            return Found(size=fitting, ended_by=verdict)
+    looks = 2
+    while failing - fitting > max(1, bounds.precision_ratio * fitting):
+        if looks >= bounds.max_looks:
+            return Found(size=fitting, ended_by="number of probes")
         size = min(max(2 * fitting if is_doubling else math.isqrt(fitting * failing), fitting + 1), failing - 1)
-        looked = await look(size)
+        looked, looks = await look(size), looks + 1
         if looked is Verdict.FITS:
             fitting = size
         else:
             failing, verdict, is_doubling = size, looked, False
-    return Found(size=fitting, ended_by="number of probes")
+    return Found(size=fitting, ended_by=verdict)
 
 
 async def find_smallest(look: Look, *, low: int, high: int, precision: int, max_looks: int) -> int | None:

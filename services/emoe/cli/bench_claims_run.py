@@ -47,7 +47,8 @@ def run_claims_command(
     results = ClaimResults()
     broken_off_by = asyncio.run(run_until_broken_off(run_claims(prober, settings, results, say=say)))
     if broken_off_by is not None:
-        say("broken off: these figures are of what was done")
+        results.notes.append("broken off: these figures are of what was done")
+        say(results.notes[-1])
     _give(_report(results, settings, machine, folder, family), json_file, plot_dir)
     if broken_off_by is not None:
         raise SystemExit(128 + broken_off_by)

@@ -13,7 +13,10 @@ import typer
 from emoe.cli.reporting import reported_errors
 
 if TYPE_CHECKING:
+    from emoe.bench.device_copies import DeviceCopyReport
     from emoe.bench.transfer_rows import TransferReport
+
+DEVICE_HELP = "Measure instead how fast whole experts come from the host into the slots of this GPU."
 
 
 def transfer_command(
@@ -25,6 +28,9 @@ def transfer_command(
         int, typer.Option("--mib", min=1, help="MiB that each way moves in a repeat; at most 1024 experts.")
     ] = 256,
     repeats: Annotated[int, typer.Option(min=1, help="Figures are medians of so many.")] = 7,
+    device: Annotated[
+        str | None, typer.Option(help=DEVICE_HELP, metavar="cuda:N", show_default="none: between two processes")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report there as JSON; - prints it instead of the table.")
     ] = None,
@@ -34,15 +40,26 @@ def transfer_command(
     The ways take turns: plain TCP as one stream, as several, and asked for expert by expert; the loader's gRPC calls;
     its bulk port; files that it passed over a Unix socket; and the worker's own files. All bytes come from the page
     cache. Needs room for one checkpoint of --mib in the temporary folder.
+
+    Into a GPU's slots instead, against the rate of its pinned copies: `emoe bench transfer --device cuda:0 --mib 1024`
     """
     from emoe.cli.bench_engine import parse_counts
     from emoe.cli.bench_report import say
 
+    sizes_bytes = tuple(size << 10 for size in parse_counts("--sizes", sizes))
     with reported_errors():
+        if device is not None:
+            from emoe.bench.device_copies import CopySettings, bench_device_copies
+
+            copies = CopySettings(
+                expert_bytes=sizes_bytes, threads=connections, moved_bytes=megabytes << 20, repeats=repeats
+            )
+            _give(bench_device_copies(copies, device, say=say), json_file)
+            return
         from emoe.bench.transfer import TransferSettings, bench_transfer
 
         settings = TransferSettings(
-            expert_bytes=tuple(size << 10 for size in parse_counts("--sizes", sizes)),
+            expert_bytes=sizes_bytes,
             connections=connections,
             moved_bytes=megabytes << 20,
             repeats=repeats,
@@ -50,7 +67,7 @@ def transfer_command(
         _give(asyncio.run(bench_transfer(settings, say=say)), json_file)
 
 
-def _give(report: TransferReport, json_file: Path | None) -> None:
+def _give(report: TransferReport | DeviceCopyReport, json_file: Path | None) -> None:
     text = json.dumps(dataclasses.asdict(report), indent=1)
     if json_file == Path("-"):
         print(text)

@@ -11,14 +11,11 @@ import torch
 from emoe.worker import onednn
 
 
-class PackedLinear(torch.nn.Module):
+class PackedLinear(torch.nn.Linear):
     """[..., C] -> [..., R]. The weight is a buffer: whoever copies or counts a model's tensors finds it."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
     def __init__(self, packed: torch.Tensor, bias_R: torch.Tensor | None) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)  # a Linear's own would make a plain weight
         self.out_features, self.in_features = packed.shape
         self.register_buffer("weight", packed, persistent=False)
         self.register_buffer("bias", bias_R, persistent=False)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from support import checkpoints
+from support.calibrations import write_calibration
 from support.engines import generate, open_parts, random_prompts
 
 from emoe.core.errors import CheckpointError
@@ -173,6 +174,22 @@ def test_an_engine_with_packed_slots_answers_as_one_with_plain_slots(
     assert ours == reference
     for step, reference_step in zip(logits, reference_logits, strict=True):
         torch.testing.assert_close(step, reference_step, rtol=0.0, atol=0.02 * float(reference_step.abs().max()))
+
+
+@packs
+def test_a_calibration_corrects_packed_linears_as_plain_ones(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_calibration(folder, tmp_path / "calibration.safetensors")
+
+    def calibrated() -> list[torch.Tensor]:
+        with open_parts(folder, miss_policy="reroute", num_slots=12, calibration=path) as parts:
+            return generate(parts.build_engine(), PROMPTS, max_tokens=1)[1]
+
+    (ours,) = calibrated()
+    monkeypatch.setattr(onednn, "can_pack", lambda: False)
+    (reference,) = calibrated()
+    torch.testing.assert_close(ours, reference, rtol=0.0, atol=0.05 * float(reference.abs().max()))
 
 
 @packs
