@@ -91,6 +91,8 @@ def reroute_hook(  # type: ignore[no-untyped-def]
         routing.record(layer, wanted_ids_TK)
         if calibrated is not None:
             return calibrated.choose(router, args[0], output, table.resident(layer))
+        if not table.lacks_experts:
+            return output
         return logits_TE, *family.reroute(router, logits_TE, table.resident(layer))
 
     return choose
