@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -12,7 +13,6 @@ import sys
 import time
 from collections.abc import AsyncIterator
 
-import aiohttp
 import pytest
 from operator_at_work import make_resource
 from support.apiserver import ApiServer
@@ -31,12 +31,16 @@ class OperatorProcess:
 
     async def answer(self, path: str) -> tuple[int, str]:
         """Status and body; status 0 while nobody listens."""
-        url = f"http://127.0.0.1:{self._port}{path}"
-        try:
-            async with aiohttp.ClientSession() as session, session.get(url) as response:
-                return response.status, await response.text()
-        except aiohttp.ClientError:
-            return 0, ""
+        return await asyncio.to_thread(self._answer, path)
+
+    def _answer(self, path: str) -> tuple[int, str]:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)) as connection:
+            try:
+                connection.request("GET", path)
+                response = connection.getresponse()
+                return response.status, response.read().decode()
+            except (OSError, http.client.HTTPException):
+                return 0, ""
 
     async def leads(self) -> bool:
         return "emoe_operator_leader 1.0" in (await self.answer("/metrics"))[1]
