@@ -23,7 +23,7 @@ from emoe.loader.opening import Opening, RetryPace
 from emoe.loader.planning_loop import Ask, Pace, PlanningLoop
 from emoe.loader.progress import Phase, Progress
 from emoe.loader.reads import ExpertReads
-from emoe.loader.sending import BulkSource, ExpertSender, PlaceSender
+from emoe.loader.sending import BulkSource, open_byte_sender, open_place_sender
 from emoe.loader.service import LoaderService
 from emoe.loader.settings import LoaderSettings
 from emoe.loader.task_mix import TaskMix
@@ -130,10 +130,12 @@ class _Loader:
         if addresses:
             listener = listen_at(addresses)
             port = listener.getsockname()[1]
-            self._accept(BulkPort(listener, tickets=tickets, open_sender=functools.partial(ExpertSender, source)))
+            self._accept(BulkPort(listener, tickets=tickets, open_sender=functools.partial(open_byte_sender, source)))
         if path is not None:
             self._accept(
-                BulkPort(listen_on_node(path), tickets=tickets, open_sender=functools.partial(PlaceSender, source))
+                BulkPort(
+                    listen_on_node(path), tickets=tickets, open_sender=functools.partial(open_place_sender, source)
+                )
             )
         self._service.bulk = BulkDoor(port=port, tickets=tickets, socket_path=str(path.resolve()) if path else "")
 

@@ -9,13 +9,13 @@ on both ends together: it passes a page at a time.) Called on the threads of bul
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import contextlib
 import dataclasses
 import logging
 import socket
 from collections.abc import Iterator
+from typing import Protocol
 
 from emoe.core.errors import EmoeError, NotReadyError
 from emoe.core.experts import ExpertGrid, ExpertId
@@ -47,46 +47,23 @@ class BulkSource:
     files: ExpertFiles
     loop: asyncio.AbstractEventLoop
 
+    def has(self, expert: ExpertId) -> bool:
+        return expert.layer in self.grid.moe_layers and expert.index < self.grid.rule.num_experts
 
-class _Sender(abc.ABC):
-    def __init__(self, source: BulkSource) -> None:
-        self._grid = source.grid
-        self._reads = source.reads
-        self._files = source.files
-        self._loop = source.loop
-
-    def send(self, connection: socket.socket, ask: Ask) -> None:
-        """The reply and what follows it. BulkError when the connection is of no more use."""
-        expert = ExpertId(ask.layer, ask.index)
-        try:
-            if not self._has(expert):
-                raise BulkError(f"{expert} was asked for, which the model has not")
-            self._send(connection, ask, expert)
-        except (EmoeError, OSError) as error:
-            # The call, which the worker makes now, says it with a status.
-            _log.debug("%s is not sent in bulk: %s", expert, error)
-            send(connection, pack_reply(Reply(status=Status.ASK_BY_CALL, request_id=ask.request_id)))
-
-    def _has(self, expert: ExpertId) -> bool:
-        return expert.layer in self._grid.moe_layers and expert.index < self._grid.rule.num_experts
-
-    @abc.abstractmethod
-    def _send(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None: ...
-
-    def _are_whole(self, runs: list[Run]) -> bool:
+    def are_whole(self, runs: list[Run]) -> bool:
         """Whether these bytes, end to end, are the expert: not where a read makes something of them."""
-        return sum(run.num_bytes for run in runs) == self._grid.expert_bytes
+        return sum(run.num_bytes for run in runs) == self.grid.expert_bytes
 
     @contextlib.contextmanager
-    def _read(self, expert: ExpertId) -> Iterator[LoadedExpert]:
-        lease, loaded = asyncio.run_coroutine_threadsafe(self._borrow(expert), self._loop).result()
+    def read(self, expert: ExpertId) -> Iterator[LoadedExpert]:
+        lease, loaded = asyncio.run_coroutine_threadsafe(self._borrow(expert), self.loop).result()
         try:
             yield loaded
         finally:
-            self._loop.call_soon_threadsafe(lease.release)
+            self.loop.call_soon_threadsafe(lease.release)
 
     async def _borrow(self, expert: ExpertId) -> tuple[Lease, LoadedExpert]:
-        lease = await self._reads.acquire(expert)
+        lease = await self.reads.acquire(expert)
         try:
             return lease, await lease.loaded()
         except BaseException:
@@ -94,41 +71,78 @@ class _Sender(abc.ABC):
             raise
 
 
-class ExpertSender(_Sender):
+class Way(Protocol):
+    """How an expert that the model has leaves. EmoeError or OSError, with nothing sent, where it cannot."""
+
+    def send(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None: ...
+
+
+class ExpertSender:
+    """Answers the asks of one connection in one way, or says to ask by a call."""
+
+    def __init__(self, source: BulkSource, way: Way) -> None:
+        self._source = source
+        self._way = way
+
+    def send(self, connection: socket.socket, ask: Ask) -> None:
+        """The reply and what follows it. BulkError when the connection is of no more use."""
+        expert = ExpertId(ask.layer, ask.index)
+        try:
+            if not self._source.has(expert):
+                raise BulkError(f"{expert} was asked for, which the model has not")
+            self._way.send(connection, ask, expert)
+        except (EmoeError, OSError) as error:
+            # The call, which the worker makes now, says it with a status.
+            _log.debug("%s is not sent in bulk: %s", expert, error)
+            send(connection, pack_reply(Reply(status=Status.ASK_BY_CALL, request_id=ask.request_id)))
+
+
+def open_byte_sender(source: BulkSource) -> ExpertSender:
+    return ExpertSender(source, _Bytes(source))
+
+
+def open_place_sender(source: BulkSource) -> ExpertSender:
+    return ExpertSender(source, _Places(source))
+
+
+class _Bytes:
     """Sends bytes."""
 
-    def _send(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None:
-        xxh3 = self._reads.checksum(expert)
+    def __init__(self, source: BulkSource) -> None:
+        self._source = source
+
+    def send(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None:
+        xxh3 = self._source.reads.checksum(expert)
         if xxh3 is None or not self._send_cached(connection, ask, expert, xxh3):
             self._send_read(connection, ask, expert)
 
     def _send_cached(self, connection: socket.socket, ask: Ask, expert: ExpertId, xxh3: int) -> bool:
         """False, with nothing sent, when it is not in the page cache."""
-        runs = self._files.runs(expert)
-        if not self._are_whole(runs) or not is_in_memory(runs):
+        runs = self._source.files.runs(expert)
+        if not self._source.are_whole(runs) or not is_in_memory(runs):
             return False
         send_headed(connection, self._header(ask, xxh3), [run.data for run in runs])
         return True
 
     def _send_read(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None:
-        with self._read(expert) as loaded:
+        with self._source.read(expert) as loaded:
             send_headed(connection, self._header(ask, loaded.xxh3), [loaded.data])
 
     def _header(self, ask: Ask, xxh3: int) -> bytes:
-        num_bytes = self._grid.expert_bytes
+        num_bytes = self._source.grid.expert_bytes
         return pack_reply(Reply(status=Status.BYTES, request_id=ask.request_id, num_bytes=num_bytes, xxh3=xxh3))
 
 
-class PlaceSender(_Sender):
+class _Places:
     """Says where the bytes lie, and passes the files' descriptors, each once a connection."""
 
     def __init__(self, source: BulkSource) -> None:
-        super().__init__(source)
+        self._source = source
         self._numbers: dict[int, int] = {}
 
-    def _send(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None:
-        xxh3, runs = self._checksum(expert), self._files.runs(expert)
-        if not self._are_whole(runs) or len(runs) > MAX_PLACES:
+    def send(self, connection: socket.socket, ask: Ask, expert: ExpertId) -> None:
+        xxh3, runs = self._checksum(expert), self._source.files.runs(expert)
+        if not self._source.are_whole(runs) or len(runs) > MAX_PLACES:
             raise NotReadyError(f"{expert} is more than runs of bytes in files")
         new = [one for one in dict.fromkeys(run.descriptor for run in runs) if one not in self._numbers]
         self._numbers.update({descriptor: len(self._numbers) + at for at, descriptor in enumerate(new)})
@@ -140,8 +154,8 @@ class PlaceSender(_Sender):
 
     def _checksum(self, expert: ExpertId) -> int:
         """Known from the first read, which is made for it."""
-        known = self._reads.checksum(expert)
+        known = self._source.reads.checksum(expert)
         if known is not None:
             return known
-        with self._read(expert) as loaded:
+        with self._source.read(expert) as loaded:
             return loaded.xxh3
