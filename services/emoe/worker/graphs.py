@@ -23,24 +23,24 @@ class CudaGraphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._graphs: dict[StepShape, torch.cuda.CUDAGraph | None] = {}
-        """None for a shape that could not be recorded: it runs as it is."""
+        self._graphs: dict[StepShape, torch.cuda.CUDAGraph] = {}
+        self._is_recording = True
+        """Until a shape could not be: what is not recorded runs as it is."""
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
     @property
     def num_graphs(self) -> int:
-        return sum(graph is not None for graph in self._graphs.values())
+        return len(self._graphs)
 
     def run(self, shape: StepShape, step: Callable[[], None]) -> None:
-        if shape not in self._graphs:
+        if shape not in self._graphs and self._is_recording:
             self._warm_up(step)
-            self._graphs[shape] = self._record(shape, step)
-        graph = self._graphs[shape]
-        if graph is None:
-            step()
+            self._record(shape, step)
+        if shape in self._graphs:
+            self._graphs[shape].replay()
         else:
-            graph.replay()
+            step()
 
     def _warm_up(self, step: Callable[[], None]) -> None:
         """Runs the step as it is, since libraries set themselves up at first sight of a shape, which must not be
@@ -51,15 +51,17 @@ class CudaGraphs:
             step()
         here.wait_stream(self._stream)
 
-    def _record(self, shape: StepShape, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        began = time.monotonic()
+    def _record(self, shape: StepShape, step: Callable[[], None]) -> None:
+        began, here = time.monotonic(), torch.cuda.current_stream(self._device)
         graph = torch.cuda.CUDAGraph()
         try:
             # Other threads copy experts meanwhile, and what they call must not end the recording.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 step()
         except RuntimeError as error:
-            log.warning("%s cannot be recorded as a CUDA graph and runs without: %s", shape, error)
-            return None
-        log.info("recorded %s as a CUDA graph in %.2f s", shape, time.monotonic() - began)
-        return graph
+            torch.cuda.set_stream(here)  # the recording's own may still be the current one
+            self._is_recording = False
+            log.warning("%s cannot be recorded as a CUDA graph; no more steps will be: %s", shape, error)
+        else:
+            self._graphs[shape] = graph
+            log.info("recorded %s as a CUDA graph in %.2f s", shape, time.monotonic() - began)
