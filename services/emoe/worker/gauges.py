@@ -28,6 +28,10 @@ class Gauge(Protocol):
         """The most that was taken at once since the beginning."""
         ...
 
+    def settled_bytes(self) -> int:
+        """What is taken now, without what an allocator keeps for later."""
+        ...
+
     def held_bytes(self, *, slots: int, resident: int, kv: int, written_kv: int) -> int:
         """As much of slots (of those with residents) and of keys and values as `most_bytes` has in it."""
         ...
@@ -52,12 +56,15 @@ class HostGauge:
         self.code_bytes = now.file_bytes
         return now.peak_bytes - self._anonymous_bytes
 
+    def settled_bytes(self) -> int:
+        return read_process_memory().anonymous_bytes - self._anonymous_bytes
+
     def held_bytes(self, *, slots: int, resident: int, kv: int, written_kv: int) -> int:
         return min(slots, resident) + min(kv, written_kv)
 
 
 class DeviceGauge:
-    """Nothing is given back during a trial, so what is in use at its end is the most that was."""
+    """What is in use is the most that was, until `settled_bytes` or recording a CUDA graph empties the caches."""
 
     def __init__(self, device: torch.device) -> None:
         self.code_bytes = 0
@@ -74,6 +81,10 @@ class DeviceGauge:
     def most_bytes(self) -> int:
         torch.cuda.synchronize(self._device)
         return read_device_room(self._device).used_bytes - self._used_bytes
+
+    def settled_bytes(self) -> int:
+        torch.cuda.empty_cache()
+        return self.most_bytes()
 
     def held_bytes(self, *, slots: int, resident: int, kv: int, written_kv: int) -> int:  # noqa: ARG002 - as the host's
         return slots + kv

@@ -114,14 +114,15 @@ class _Trial:
             foretold = taken[-1] + int(slope * (self._largest - sizes[-1]))
             if foretold > allowed_bytes:
                 return StepPeak(num_bytes=foretold, num_tokens=self._largest, seconds=0.0, is_foretold=True)
-        self._step_of(self._largest)
-        recording_bytes, num_missing = self._decode()
+        # Read before anything is recorded: that gives the caches back, and with them what the prompts took.
+        step_bytes = self._step_of(self._largest)
+        code_bytes, recording_bytes = self._gauge.code_bytes, self._recordings()
         return StepPeak(
-            num_bytes=self._taken(self._largest) + recording_bytes * num_missing,
+            num_bytes=step_bytes + recording_bytes,
             num_tokens=self._largest,
             seconds=0.0,
-            code_bytes=self._gauge.code_bytes,
-            recording_bytes=recording_bytes * (num_missing + 2),
+            code_bytes=code_bytes,
+            recording_bytes=recording_bytes,
         )
 
     def _step_of(self, num_tokens: int) -> int:
@@ -146,17 +147,21 @@ class _Trial:
             if event.is_for_want:
                 raise NotReadyError(f"expert_memory auto: the step to measure failed: {event.error}")
 
-    def _decode(self) -> tuple[int, int]:
-        """A token for every sequence; where such steps are recorded, then one of another shape -> what that recording
-        took, and how many more an engine may come to make."""
-        self._step()
+    def _recordings(self) -> int:
+        """What all take that an engine may come to make, where it makes any: the first, of the most rows, has what they
+        share; each other one is taken to be as the second."""
         if not self._parts.static_rows:
-            return 0, 0
-        before = self._gauge.most_bytes()
-        self._cancel(spared=1)
+            return 0
+        first = self._decode(self._options.max_concurrency)
+        num_others = num_shapes(self._parts.static_rows, self._options.max_context) - 1
+        return first + (self._decode(1) * num_others if num_others else 0)
+
+    def _decode(self, num_sequences: int) -> int:
+        """A token for so many sequences -> what stays of it."""
+        before = self._gauge.settled_bytes()
+        self._cancel(spared=num_sequences)
         self._step()
-        shapes = num_shapes(self._parts.static_rows, self._options.max_context)
-        return max(0, self._gauge.most_bytes() - before), max(0, shapes - 2)
+        return max(0, self._gauge.settled_bytes() - before)
 
     def _taken(self, num_tokens: int) -> int:
         """Without slots, calibration, keys and values, which are counted by themselves."""

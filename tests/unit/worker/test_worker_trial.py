@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from emoe.worker.build import EngineOptions, build_parts, load_base_model
 from emoe.worker.engine import Engine
 from emoe.worker.sizing import needs_of
 from emoe.worker.sources import LocalSource
+from emoe.worker.static_step import StepShape
 from emoe.worker.trial import SPARED_PLACES, StepPeak, largest_step, measure_steps, num_shapes, sharing_weights
 from emoe.worker.warmup import bring_first_residents
 
@@ -159,3 +160,53 @@ def test_recordings_are_one_for_each_padded_size_and_length_of_keys() -> None:
     assert num_shapes(1, 100) == 1
     assert num_shapes(8, 2048) == 4 * 4, "1, 2, 4, 8 sequences; 256 to 2048 keys"
     assert num_shapes(6, 3000) == 4 * 5
+
+
+class RecordingDevice:
+    """A gauge of a device, and what records steps on it, as torch does: its caches are given back first."""
+
+    FIRST, OTHER = 5 * MIB, 2 * MIB
+    code_bytes = 0
+
+    def __init__(self) -> None:
+        self.cached_bytes = self.recorded_bytes = 0
+        self.shapes: list[StepShape] = []
+
+    def run(self, shape: StepShape, step: Callable[[], None]) -> None:
+        if shape not in self.shapes:
+            self.cached_bytes = 0
+            self.recorded_bytes += self.OTHER if self.shapes else self.FIRST
+            self.shapes.append(shape)
+        step()
+
+    def begin(self) -> None: ...
+
+    def most_bytes(self) -> int:
+        return self.cached_bytes + self.recorded_bytes
+
+    def settled_bytes(self) -> int:
+        self.cached_bytes = 0
+        return self.most_bytes()
+
+    def held_bytes(self, **_held: int) -> int:
+        return 0
+
+
+def test_recordings_come_on_top_of_what_the_largest_step_took(
+    store: ExpertStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, step = RecordingDevice(), Engine.step
+
+    def caching(engine: Engine) -> Any:
+        device.cached_bytes = max(device.cached_bytes, engine.step_tokens * MIB)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", caching)
+    monkeypatch.setattr("emoe.worker.trial.gauge_of", lambda _device: device)
+    monkeypatch.setattr("emoe.worker.build.CudaGraphs", lambda _device: device)
+    monkeypatch.setattr("emoe.worker.build.static_rows", lambda *_: 3)
+    asked = options(store, max_context=600, step_tokens=128)
+    peak = tried(store, asked, load_base_model(store, asked))
+    recorded = device.FIRST + (num_shapes(3, 600) - 1) * device.OTHER
+    assert len(device.shapes) == 2
+    assert (peak.recording_bytes, peak.num_bytes) == (recorded, 128 * MIB + recorded)
