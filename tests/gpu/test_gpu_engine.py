@@ -15,6 +15,7 @@ from support.engines import add, assert_logits_close, generate, open_parts, rand
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
 PROMPTS = random_prompts([5, 33, 17, 60], seed=6)

@@ -20,6 +20,7 @@ from emoe.worker.graphs import CudaGraphs
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: torch sees none"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
 ]
 
 PROMPTS = random_prompts([5, 33, 17, 60, 2], seed=6)

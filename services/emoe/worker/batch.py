@@ -120,11 +120,11 @@ class StepBatch:
 
     @functools.cached_property
     def decode_rows_N(self) -> torch.Tensor:
-        return torch.tensor(self.decode_rows, device=self.input_ids.device)
+        return tensor_on(self.input_ids.device, self.decode_rows)
 
     @functools.cached_property
     def decode_past_N(self) -> torch.Tensor:
-        return torch.tensor(self.decode_past, device=self.input_ids.device)
+        return tensor_on(self.input_ids.device, self.decode_past)
 
     @functools.cached_property
     def decode_rows_are_prefix(self) -> bool:
@@ -151,6 +151,11 @@ class StepBatch:
         if min(self.decode_past) + 1 == longest and (window is None or longest <= window):
             return None
         return seen_keys(self.decode_past_N, longest, window)
+
+
+def tensor_on(device: torch.device, values: Sequence[int]) -> torch.Tensor:
+    """Made on the host and sent: `torch.tensor` on a device waits for it."""
+    return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
 
 
 def seen_keys(past_N: torch.Tensor, num_keys: int, window: int | None) -> torch.Tensor:

@@ -20,7 +20,7 @@ from emoe.core.generation import Sampling
 from emoe.core.schedule.step_cost_fit import StepWork
 from emoe.core.tasks import UNKNOWN
 from emoe.worker.attention import AttentionStep
-from emoe.worker.batch import PrefillChunk, StepBatch
+from emoe.worker.batch import PrefillChunk, StepBatch, tensor_on
 from emoe.worker.kv import KvCache
 from emoe.worker.own_counts import OwnCounts
 from emoe.worker.residency import Residency
@@ -193,16 +193,13 @@ class Engine:
         places = [range(s.num_in_kv, s.num_in_kv + stop - start) for s, start, stop in spans]
         last = [stop - 1 for s, start, stop in spans if s.num_pending == stop - start]
         return StepBatch(
-            input_ids=self._tensor([token for piece in ids for token in piece])[None],
-            position_ids=self._tensor([place for piece in places for place in piece])[None],
+            input_ids=tensor_on(self._device, [token for piece in ids for token in piece])[None],
+            position_ids=tensor_on(self._device, [place for piece in places for place in piece])[None],
             decode_rows=tuple(s.row for s in decoding),
             decode_past=tuple(s.num_in_kv for s in decoding),
             prefills=tuple(prefills),
-            logit_positions=self._tensor(last),
+            logit_positions=tensor_on(self._device, last),
         )
-
-    def _tensor(self, values: Seq[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._device, non_blocking=True)
 
     def _record(self, spans: list[tuple[Sequence, int, int]], resident: np.ndarray[Any, Any]) -> float:
         """Adds the step's routing to its tasks' counts and its sequences' hits -> its misses, in whole tokens'."""
